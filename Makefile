@@ -1,0 +1,28 @@
+# make demo | test | lint : each makes .venv when it is missing. Needs Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: demo test lint
+
+demo: $(VENV)/runtime
+	$(VENV)/bin/python sample/demo.py
+
+test: lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/development
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# Stamp files: installing again is needed only after a change of the requirements.
+$(VENV)/runtime: requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/development: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,442 @@
+"""Which photos, which labels, which split?
+
+Folders are listed and labelled here, not by `datasets.load_dataset("imagefolder")`, which guesses splits from any word
+of a path and merges `Tomato/healthy` with `Corn/healthy`. Data sets of the Hub come through `datasets`.
+"""
+
+import csv
+import hashlib
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import datasets
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError
+from sklearn.model_selection import StratifiedGroupKFold
+from tqdm import tqdm
+from transformers import BaseImageProcessor
+
+from agritransfer.arguments import available_cores
+from agritransfer.errors import DataError, UsageError
+from agritransfer.pixels import PhotoDataset, decode_photo
+
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".heic", ".heif"}
+PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth"}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo: its row among the images, its name in the data set, label name, split ("" before the cut), group."""
+
+    row: int
+    file: str
+    label: str
+    split: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data set holds before it is split: `images` has the column `image` (path or bytes, not decoded)."""
+
+    images: datasets.Dataset
+    photos: list[Photo]
+    labels: list[str]
+    revision: str | None = None
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The photos of a run, every one decoded once; `found` counts what the data set holds, `photos` is what is used."""
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    labels: list[str]
+    images: datasets.Dataset
+    photos: list[Photo]
+    found: list[Photo]
+    method: Literal["official", "stratified", "group"]
+    seed: int | None
+    broken: dict[str, str]
+    left_out: tuple[str, ...]
+
+    def of(self, split: str) -> list[Photo]:
+        """The photos of one split."""
+        return [photo for photo in self.photos if photo.split == split]
+
+    def label_indices(self, split: str) -> list[int]:
+        """The label of each photo of one split, as its place in `labels`."""
+        return [self.labels.index(photo.label) for photo in self.of(split)]
+
+    def dataset(self, split: str, processor: BaseImageProcessor) -> PhotoDataset:
+        """The photos of one split as items for Trainer."""
+        rows = [photo.row for photo in self.of(split)]
+        return PhotoDataset(self.images, rows, self.label_indices(split), processor)
+
+
+def load_splits(
+    dataset_name: str,
+    *,
+    revision: str | None = None,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    validation_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    split_seed: int = 0,
+    splits_file: str | None = None,
+    on_broken: Literal["stop", "skip"] = "stop",
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+) -> Splits:
+    """Find the photos, give each a label and a split, and decode every one of them once.
+
+    Raises `UsageError` when there is no such data set and `DataError` when it cannot be trained on.
+    """
+    source = _read_source(dataset_name, revision, image_column_name, label_column_name)
+    found, left_out = source.photos, source.left_out
+    method, seed = "official", None
+    present = {photo.split for photo in found}
+    if splits_file is not None:
+        found, without_split = _apply_splits_file(found, Path(splits_file))
+        left_out += without_split
+    elif missing := [split for split in SPLITS if split not in present]:
+        fractions = {"validation": validation_fraction, "test": test_fraction}
+        found = _cut_splits(found, {split: fractions[split] for split in missing if split in fractions}, split_seed)
+        method, seed = ("group" if any(photo.group for photo in found) else "stratified"), split_seed
+    limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
+    photos = _draw_samples(found, limits, split_seed)
+    photos, broken, fingerprint = _decode_all(source.images, photos, on_broken)
+    _check_classes(photos, source.labels)
+    return Splits(
+        dataset_name,
+        source.revision,
+        fingerprint,
+        source.labels,
+        source.images,
+        photos,
+        found,
+        method,
+        seed,
+        broken,
+        left_out,
+    )
+
+
+def load_shift_photos(
+    dataset_name: str,
+    labels: list[str],
+    *,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    on_broken: Literal["stop", "skip"] = "stop",
+    max_eval_samples: int | None = None,
+) -> Splits:
+    """A second test set, its labels aligned by name with the trained ones; a split set gives its test only."""
+    source = _read_source(dataset_name, None, image_column_name, label_column_name)
+    if unknown := sorted(set(source.labels) - set(labels)):
+        raise DataError(f"'{dataset_name}' has labels that are not trained: {unknown}; trained are {labels}")
+    has_test = any(photo.split == "test" for photo in source.photos)
+    found = [replace(photo, split="shift") for photo in source.photos if photo.split == "test" or not has_test]
+    photos = _draw_samples(found, {"shift": max_eval_samples}, seed=0)
+    photos, broken, fingerprint = _decode_all(source.images, photos, on_broken)
+    if not photos:
+        raise DataError(f"'{dataset_name}' holds no photos that can be decoded")
+    return Splits(
+        dataset_name,
+        source.revision,
+        fingerprint,
+        labels,
+        source.images,
+        photos,
+        found,
+        "official",
+        None,
+        broken,
+        source.left_out,
+    )
+
+
+def write_splits_file(path: Path, splits: Splits) -> None:
+    """Write which file went where; `--splits_file` takes it back."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "split", "group"])
+        writer.writerows([photo.file, photo.label, photo.split, photo.group] for photo in splits.photos)
+
+
+def counts_table(splits: Splits) -> str:
+    """Files found and used per split and class, and every file that is not used, by name."""
+    used = Counter((photo.split, photo.label) for photo in splits.photos)
+    found = Counter((photo.split, photo.label) for photo in splits.found)
+    names = [split for split in (*SPLITS, "shift") if any(photo.split == split for photo in splits.found)]
+    width = max(len(label) for label in [*splits.labels, "class"])
+    lines = [f"{splits.name}: photos used / found", " " * width + "".join(f"{name:>14}" for name in names)]
+    for label in splits.labels:
+        cells = (f"{used[name, label]} / {found[name, label]}" for name in names)
+        lines.append(label.ljust(width) + "".join(f"{cell:>14}" for cell in cells))
+    lines += [f"left out, broken: {file} ({reason})" for file, reason in splits.broken.items()]
+    lines += [f"left out: {reason}" for reason in splits.left_out]
+    if drawn := len(splits.found) - len(splits.photos) - len(splits.broken):
+        lines.append(f"left out: {drawn} photos over --max_train_samples or --max_eval_samples")
+    return "\n".join(lines)
+
+
+def _read_source(name: str, revision: str | None, image_column: str | None, label_column: str | None) -> Source:
+    folder = Path(name)
+    if folder.is_dir():
+        return _read_folder(folder)
+    if folder.suffix.lower() in PICKLE_SUFFIXES:
+        raise DataError(f"'{name}' is a pickle, which can run code when it is read; use a folder of photos or parquet")
+    if folder.exists() or not HUB_ID.fullmatch(name):
+        raise UsageError(f"'{name}' is neither a folder nor a Hub id such as user/photos; try sample/leaves")
+    return _read_hub(name, revision, image_column, label_column)
+
+
+def _read_folder(folder: Path) -> Source:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    pictures = {name: path for name, path in names.items() if _is_photo(path)}
+    if not pictures:
+        raise DataError(f"'{folder}' holds no photos; it needs class folders such as {folder}/healthy/leaf.jpg")
+    if "metadata.csv" in names:
+        rows, without_row = _rows_of_metadata(names["metadata.csv"], pictures)
+    else:
+        rows, without_row = _rows_of_folders(folder, pictures), []
+    others = [name for name in names if name not in pictures and name != "metadata.csv"]
+    left_out = [f"{name} (not in metadata.csv)" for name in without_row] + [f"{name} (not a photo)" for name in others]
+    images = [{"path": str(pictures[row["file"]]), "bytes": None} for row in rows]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return Source(
+        datasets.Dataset.from_dict({"image": images}, features=features),
+        [Photo(row=i, **row) for i, row in enumerate(rows)],
+        sorted({row["label"] for row in rows}),
+        left_out=tuple(left_out),
+    )
+
+
+def _is_photo(path: Path) -> bool:
+    # Finder leaves ._leaf.jpg files that hold no picture.
+    return path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
+
+
+def _rows_of_folders(folder: Path, pictures: dict[str, Path]) -> list[dict[str, str]]:
+    tops = {name.split("/")[0] for name in pictures if "/" in name}
+    split_of = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
+    # A class may be called `test`; only where every folder is a split are they splits.
+    if len(split_of) < len(tops) or len(tops) == 0:
+        split_of = {}
+    if len(set(split_of.values())) < len(split_of):
+        raise DataError(f"'{folder}' has two folders for one split: {sorted(split_of)}; merge or rename them")
+    rows = []
+    for name in pictures:
+        parts = name.split("/")
+        split = split_of.get(parts[0], "")
+        label = "/".join(parts[1:-1] if split else parts[:-1])
+        if not label:
+            raise DataError(f"'{name}' lies outside of any class folder; move it to {folder}/CLASS/")
+        rows.append({"file": name, "label": label, "split": split})
+    return rows
+
+
+def _rows_of_metadata(path: Path, pictures: dict[str, Path]) -> tuple[list[dict[str, str]], list[str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = list(csv.DictReader(file))
+    if not table or not {"file_name", "label"} <= set(table[0]):
+        raise DataError(f"'{path}' needs the columns file_name,label (and may have split,group)")
+    if absent := [row["file_name"] for row in table if row["file_name"] not in pictures]:
+        raise DataError(f"'{path}' names {len(absent)} photos that are not there, such as '{absent[0]}'")
+    if unlabelled := [row["file_name"] for row in table if not row["label"]]:
+        raise DataError(f"'{path}' gives no label to {len(unlabelled)} photos, such as '{unlabelled[0]}'")
+    rows = []
+    for row in table:
+        split = (row.get("split") or "").strip().lower()
+        if split and split not in SPLIT_NAMES:
+            raise DataError(f"'{path}' has the split '{row['split']}'; allowed are train, validation and test")
+        split = SPLIT_NAMES.get(split, "")
+        rows.append({"file": row["file_name"], "label": row["label"], "split": split, "group": row.get("group") or ""})
+    if len({row["split"] for row in rows}) > 1 and any(not row["split"] for row in rows):
+        raise DataError(f"'{path}' gives a split to some photos only; give one to every photo or to none")
+    return rows, sorted(set(pictures) - {row["file"] for row in rows})
+
+
+def _read_hub(name: str, revision: str | None, image_column: str | None, label_column: str | None) -> Source:
+    try:
+        if not huggingface_hub.constants.HF_HUB_OFFLINE:
+            info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
+            revision, files = info.sha, [sibling.rfilename for sibling in info.siblings]
+            _refuse_code(name, files)
+            if not any(file.endswith((".parquet", ".arrow")) for file in files):
+                # Without parquet the repository is a folder of photos, with the traps of any folder.
+                return replace(
+                    _read_folder(Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision))),
+                    revision=revision,
+                )
+        loaded = datasets.load_dataset(name, revision=revision)
+    except (HfHubHTTPError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"the Hub data set '{name}' could not be read: {reason}; check the name and HF_TOKEN"
+        ) from error
+    return replace(_source_of_tables(name, loaded, image_column, label_column), revision=revision)
+
+
+def _refuse_code(name: str, files: Sequence[str]) -> None:
+    script = name.split("/")[-1] + ".py"
+    if script in files:
+        raise DataError(f"'{name}' is a loading script ({script}), which would run its code here; use a parquet copy")
+    if pickles := [file for file in files if Path(file).suffix in PICKLE_SUFFIXES]:
+        raise DataError(
+            f"'{name}' holds the pickle {pickles[0]}, which can run code when it is read; use a parquet copy"
+        )
+
+
+def _source_of_tables(
+    name: str, loaded: datasets.DatasetDict, image_column: str | None, label_column: str | None
+) -> Source:
+    features = next(iter(loaded.values())).features
+    image_column = _pick_column(name, "image", image_column, [c for c, f in features.items() if _is(f, datasets.Image)])
+    class_labels = [column for column, feature in features.items() if _is(feature, datasets.ClassLabel)]
+    by_name = [column for column in features if column in ("label", "labels")]
+    label_column = _pick_column(name, "label", label_column, class_labels or by_name)
+    feature = features[label_column]
+    photos, tables, left_out = [], [], []
+    for key, table in loaded.items():
+        if key.lower() not in SPLIT_NAMES and len(loaded) > 1:
+            left_out.append(f"the split '{key}' ({len(table)} photos)")
+            continue
+        split = SPLIT_NAMES.get(key.lower(), "") if len(loaded) > 1 else ""
+        for i, label in enumerate(table[label_column]):
+            label = feature.names[label] if _is(feature, datasets.ClassLabel) else str(label)
+            photos.append(Photo(row=len(photos), file=f"{key}/{i:06d}", label=label, split=split))
+        tables.append(table.select_columns([image_column]).rename_column(image_column, "image"))
+    images = datasets.concatenate_datasets(tables).cast_column("image", datasets.Image(decode=False))
+    used = {photo.label for photo in photos}
+    labels = [label for label in feature.names if label in used] if _is(feature, datasets.ClassLabel) else sorted(used)
+    return Source(images, photos, labels, left_out=tuple(left_out))
+
+
+def _is(feature: object, kind: type) -> bool:
+    return isinstance(feature, kind)
+
+
+def _pick_column(name: str, role: str, chosen: str | None, candidates: list[str]) -> str:
+    if chosen is None and len(candidates) == 1:
+        return candidates[0]
+    if chosen is None:
+        raise UsageError(f"'{name}' has {candidates or 'no'} {role} columns; name one with --{role}_column_name")
+    return chosen
+
+
+def _cut_splits(photos: list[Photo], fractions: dict[str, float], seed: int) -> list[Photo]:
+    """Move a stratified, seeded share of the train photos to each split that the data lacks."""
+    photos = [replace(photo, split=photo.split or "train") for photo in photos]
+    for split, fraction in fractions.items():
+        # A share of all the photos that are to be cut, not of what an earlier cut left over.
+        train = [i for i, photo in enumerate(photos) if photo.split == "train"]
+        pool = sum(photo.split == "train" or photo.split in fractions for photo in photos)
+        share = fraction * pool / len(train)
+        grouped = any(photos[i].group for i in train)
+        cut = _cut_groups(photos, train, share, seed) if grouped else _cut_classes(photos, train, share, seed, split)
+        for i in cut:
+            photos[i] = replace(photos[i], split=split)
+    return photos
+
+
+def _cut_classes(photos: list[Photo], train: list[int], share: float, seed: int, split: str) -> list[int]:
+    # scikit-learn's stratified cut may leave a small class without a photo; here each class gives at least one.
+    of_class = defaultdict(list)
+    for i in train:
+        of_class[photos[i].label].append(i)
+    if small := {label: len(members) for label, members in of_class.items() if len(members) < 2}:
+        raise DataError(f"too few photos to cut a {split} split from: {small}; add photos or remove these classes")
+    shuffle = random.Random(f"{seed} {split}")
+    cut = []
+    for label in sorted(of_class):
+        members = shuffle.sample(of_class[label], len(of_class[label]))
+        cut += members[: max(1, min(len(members) - 1, round(share * len(members))))]
+    return cut
+
+
+def _cut_groups(photos: list[Photo], train: list[int], share: float, seed: int) -> list[int]:
+    folds = StratifiedGroupKFold(n_splits=max(2, round(1 / share)), shuffle=True, random_state=seed)
+    # A photo without a group is a group of its own.
+    groups = [photos[i].group or f"photo {i}" for i in train]
+    if len(set(groups)) < folds.n_splits:
+        raise DataError(
+            f"{len(set(groups))} groups are too few to cut {folds.n_splits} parts from; give a split column"
+        )
+    _, cut = next(folds.split(train, [photos[i].label for i in train], groups))
+    return [train[i] for i in cut]
+
+
+def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tuple[str, ...]]:
+    if not path.is_file():
+        raise UsageError(f"no splits file at '{path}'; a finished run has one, such as runs/NAME/splits.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        split_of = {row["file"]: row["split"] for row in csv.DictReader(file)}
+    known = {photo.file for photo in photos}
+    if absent := [file for file in split_of if file not in known]:
+        raise DataError(f"'{path}' names {len(absent)} photos that the data set lacks, such as '{absent[0]}'")
+    kept = [replace(photo, split=split_of[photo.file]) for photo in photos if photo.file in split_of]
+    return kept, tuple(f"{photo.file} (not in {path.name})" for photo in photos if photo.file not in split_of)
+
+
+def _draw_samples(photos: list[Photo], limits: dict[str, int | None], seed: int) -> list[Photo]:
+    kept = set()
+    for split in {photo.split for photo in photos}:
+        members = [photo.row for photo in photos if photo.split == split]
+        limit = limits.get(split) or len(members)
+        kept |= set(random.Random(seed).sample(members, min(limit, len(members))))
+    return [photo for photo in photos if photo.row in kept]
+
+
+def _decode_all(
+    images: datasets.Dataset, photos: list[Photo], on_broken: Literal["stop", "skip"]
+) -> tuple[list[Photo], dict[str, str], str]:
+    """Decode every photo once; returns those that can be, why the others cannot, and the fingerprint of the first."""
+
+    def check(photo: Photo) -> tuple[str, str]:
+        image = images[photo.row]["image"]
+        content = image["bytes"] or Path(image["path"]).read_bytes()
+        try:
+            decode_photo(content)
+        except (OSError, ValueError, SyntaxError) as error:
+            return "", str(error).splitlines()[0] if content else "the file is empty"
+        return hashlib.sha256(content).hexdigest(), ""
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        bar = tqdm(pool.map(check, photos), total=len(photos), desc="checking photos", delay=2, leave=False)
+        checked = list(zip(photos, bar, strict=True))
+    broken = {photo.file: reason for photo, (_, reason) in checked if reason}
+    if broken and on_broken == "stop":
+        named = "; ".join(f"{file} ({reason})" for file, reason in list(broken.items())[:10])
+        raise DataError(f"{len(broken)} photos cannot be decoded: {named}; mend them or add --on_broken skip")
+    lines = sorted(f"{photo.label} {digest}" for photo, (digest, reason) in checked if not reason)
+    fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return [photo for photo, (_, reason) in checked if not reason], broken, fingerprint
+
+
+def _check_classes(photos: list[Photo], labels: list[str]) -> None:
+    count = Counter((photo.split, photo.label) for photo in photos)
+    for split in SPLITS:
+        if not any(count[split, label] for label in labels):
+            raise DataError(f"the {split} split holds no photos; add some or leave the split out, so that it is cut")
+    if untrained := [label for label in labels if not count["train", label]]:
+        raise DataError(f"classes without a train photo: {untrained}; add photos or remove these classes")
+    if len(labels) < 2:
+        raise DataError(f"only one class was found: {labels}; a classifier needs at least two class folders")

@@ -1,0 +1,193 @@
+"""Where do the weights come from?"""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    ConvNextImageProcessor,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+    PreTrainedModel,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from agritransfer.errors import UsageError
+from agritransfer.pixels import processor_image_size, resize_processor
+
+# Few photos ask for few weights: 0.8, 2.7, 6.4 M for a ViT; 0.9, 1.8, 3.4 M for a ConvNeXt V2 (3.4 M is its "atto").
+VIT_SIZES = {
+    "nano": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512},
+    "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768},
+    "small": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 1024},
+}
+CONVNEXTV2_SIZES = {
+    "nano": {"hidden_sizes": [24, 48, 96, 192], "depths": [2, 2, 2, 2]},
+    "tiny": {"hidden_sizes": [32, 64, 128, 256], "depths": [2, 2, 4, 2]},
+    "small": {"hidden_sizes": [40, 80, 160, 320], "depths": [2, 2, 6, 2]},
+}
+SCRATCH_IMAGE_SIZE = 96
+
+
+def load_processor(model_name_or_path: str, revision: str | None, image_size: int | None) -> BaseImageProcessor:
+    """The model's own image processor, for another side in pixels where one is given."""
+    try:
+        with _quiet():
+            processor = AutoImageProcessor.from_pretrained(
+                model_name_or_path, revision=revision, trust_remote_code=False
+            )
+    except (OSError, ValueError) as error:
+        raise _cannot_load("image processor", model_name_or_path, error) from error
+    if image_size is None or image_size == processor_image_size(processor):
+        return processor
+    return resize_processor(processor, image_size)
+
+
+def load_pretrained(
+    model_name_or_path: str, revision: str | None, labels: Sequence[str], image_size: int
+) -> PreTrainedModel:
+    """A pretrained backbone with a head for `labels`, in float32, for square photos of `image_size` pixels.
+
+    The head starts anew, unless the model already answers with these very labels: then it is kept, in our order.
+    Raises `UsageError` for what is not a complete safetensors model of a kind that transformers knows.
+    """
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
+            known_labels = list(config.id2label.values())
+            model, report = AutoModelForImageClassification.from_pretrained(
+                model_name_or_path,
+                revision=revision,
+                num_labels=len(labels),
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise _cannot_load("model", model_name_or_path, error) from error
+    head_name, head = find_head(model)
+    fresh = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
+    if lost := sorted(key for key in fresh if not key.startswith(head_name)):
+        raise UsageError(f"'{model_name_or_path}' lacks {len(lost)} weights of its backbone, such as {lost[0]}")
+    if set(known_labels) == set(labels) and not fresh:
+        order = [known_labels.index(label) for label in labels]
+        head.weight.data, head.bias.data = head.weight.data[order], head.bias.data[order]
+    else:
+        # A head of the same size but for other labels would otherwise stay.
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+    return set_image_size(model, image_size)
+
+
+def build_from_scratch(
+    model_type: str, model_size: str, labels: Sequence[str], image_size: int | None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """A network with random weights, and the processor that fits it: the whole photo squashed (vit), or its centre."""
+    image_size = image_size or SCRATCH_IMAGE_SIZE
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    if model_type == "vit":
+        patch_size = 8 if image_size < 160 else 16
+        _check_patches(image_size, patch_size)
+        config = ViTConfig(image_size=image_size, patch_size=patch_size, **VIT_SIZES[model_size], **names)
+        return ViTForImageClassification(config), ViTImageProcessor(size={"height": image_size, "width": image_size})
+    config = ConvNextV2Config(image_size=image_size, drop_path_rate=0.1, **CONVNEXTV2_SIZES[model_size], **names)
+    processor = ConvNextImageProcessor(size={"shortest_edge": image_size}, crop_pct=0.875)
+    return ConvNextV2ForImageClassification(config), processor
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the classification head: the last linear layer that answers with one number a label."""
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    heads = [(name, module) for name, module in linears if module.out_features == model.config.num_labels]
+    if not heads:
+        raise UsageError(f"{type(model).__name__} has no linear classification head; choose another model")
+    return heads[-1]
+
+
+def set_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
+    """The same weights for photos of another side in pixels; learned position embeddings are interpolated.
+
+    Raises `UsageError` where the architecture is tied to its size.
+    """
+    if isinstance(model, TimmWrapperForImageClassification):
+        return _set_timm_image_size(model, image_size)
+    old_size = getattr(model.config, "image_size", None)
+    # Pure convolutions may hold no size of their own.
+    if old_size is None or old_size == image_size:
+        return model
+    if patch_size := getattr(model.config, "patch_size", None):
+        _check_patches(image_size, patch_size)
+    config = copy.deepcopy(model.config)
+    config.image_size = image_size
+    resized = type(model)(config)
+    weights = model.state_dict()
+    for name, parameter in resized.named_parameters():
+        if name.endswith("position_embeddings") and parameter.shape != weights[name].shape:
+            weights[name] = _interpolate_positions(weights[name], parameter.shape[1])
+    try:
+        resized.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        kind = model.config.model_type
+        raise UsageError(f"this {kind} model fits {old_size} pixels only; leave --image_size out") from error
+    return resized
+
+
+def _set_timm_image_size(model: TimmWrapperForImageClassification, image_size: int) -> PreTrainedModel:
+    # The processor of a timm model is part of its configuration.
+    old_size = model.config.pretrained_cfg["input_size"][-1]
+    model.config.pretrained_cfg["input_size"] = [3, image_size, image_size]
+    if old_size != image_size and any(name.endswith("pos_embed") for name, _ in model.named_parameters()):
+        raise UsageError(f"{model.config.architecture} fits {old_size} pixels only; leave --image_size out")
+    return model
+
+
+def _interpolate_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
+    """Position embeddings (1, old length, width) for a grid of another side; tokens in front of the grid stay."""
+    side, new_side = math.isqrt(positions.shape[1]), math.isqrt(length)
+    in_front = positions.shape[1] - side**2
+    tokens, grid = positions[:, :in_front], positions[:, in_front:]
+    grid = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    # Bicubic without antialiasing, as the models' own `interpolate_pos_encoding` has it.
+    grid = nn.functional.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    return torch.cat([tokens, grid.permute(0, 2, 3, 1).reshape(1, new_side**2, -1)], dim=1)
+
+
+def _check_patches(image_size: int, patch_size: int) -> None:
+    if image_size % patch_size:
+        below = image_size // patch_size * patch_size
+        raise UsageError(
+            f"--image_size {image_size} is no multiple of the patch size {patch_size}; "
+            f"use {below} or {below + patch_size}"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # The library warns of every fresh head and of timm's own processor; what matters of it is checked here.
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> UsageError:
+    reason = str(error).strip().splitlines()[0]
+    return UsageError(f"the {what} of '{name}' could not be loaded: {reason}")

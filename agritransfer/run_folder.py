@@ -1,0 +1,325 @@
+"""What does a run leave behind?
+
+The folder is the contract with everything that comes later: a plain transformers model, `results.json`, which file went
+where, every scored photo, figures, and `status.json`.
+"""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from PIL import Image
+from scipy.special import softmax
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedModel,
+    TimmWrapperImageProcessor,
+    TrainingArguments,
+)
+
+from agritransfer.data import SPLITS, Photo, Splits, write_splits_file
+from agritransfer.errors import DataError, DivergedError, UsageError
+from agritransfer.evaluation import predict_logits, score, write_predictions
+from agritransfer.figures import draw_confusion_matrix, draw_errors, draw_training_curves
+from agritransfer.models import load_pretrained
+from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
+from agritransfer.strategies import merge_lora
+from agritransfer.training import ImageTrainer
+
+SCHEMA = 1
+PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate")
+# Two ways through the same float32 weights differ by rounding only.
+LOGIT_TOLERANCE = 1e-3
+
+
+@contextmanager
+def run_folder(args: TrainingArguments, restart: bool) -> Iterator[Path]:
+    """Claim `output_dir` for this run; keep `status.json`; turn what may go wrong into one line and an exit code.
+
+    A finished run, started again by the same command, prints its results and ends with 0.
+    """
+    folder = Path(args.output_dir)
+    try:
+        _check_unused(folder, restart, args.resume_from_checkpoint)
+    except UsageError as error:
+        sys.exit(_say(error))
+    PartialState().wait_for_everyone()
+    if args.should_save:
+        if restart and folder.exists():
+            folder.rename(_free_name(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_status(folder, "running", None)
+    state, exit_code = "failed", 1
+    try:
+        yield folder
+        state, exit_code = "done", 0
+    except (UsageError, DataError, DivergedError) as error:
+        exit_code = error.exit_code
+        sys.exit(_say(error))
+    finally:
+        if args.should_save:
+            _write_status(folder, state, exit_code)
+
+
+def _check_unused(folder: Path, restart: bool, resume_from_checkpoint: str | None) -> None:
+    if restart:
+        return
+    if (folder / "results.json").exists():
+        results = read_results(folder)
+        if results["command"] == command_line():
+            print(f"{folder} is finished; its results:\n{results_table(results)}")
+            sys.exit(0)
+        raise UsageError(f"{folder} holds another finished run; choose a new --output_dir or add --restart")
+    if resume_from_checkpoint is not None and not Path(resume_from_checkpoint).is_dir():
+        raise UsageError(f"no checkpoint at '{resume_from_checkpoint}'; {folder}/checkpoints holds those of this run")
+    checkpoints = sorted(folder.glob("checkpoints/checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    if checkpoints and resume_from_checkpoint is None:
+        raise UsageError(
+            f"{folder} holds an unfinished run; add --resume_from_checkpoint {checkpoints[-1]} or --restart"
+        )
+
+
+def _say(error: UsageError | DataError | DivergedError) -> int:
+    if PartialState().is_main_process:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _free_name(folder: Path) -> Path:
+    taken = 1
+    while (aside := folder.with_name(f"{folder.name}.{taken}")).exists():
+        taken += 1
+    return aside
+
+
+def _write_status(folder: Path, state: str, exit_code: int | None) -> None:
+    (folder / "status.json").write_text(json.dumps({"state": state, "exit_code": exit_code}) + "\n")
+
+
+def command_line() -> str:
+    """The command that started this process."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The numbers of a finished run."""
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Splits, base_model: dict | None) -> None:
+    """Write the trained weights as a plain transformers model, for LoRA also `adapter/`, and prove them the same.
+
+    Raises `RuntimeError` when the files do not give the trained model's logits.
+    """
+    folder, model = Path(trainer.args.output_dir), trainer.accelerator.unwrap_model(trainer.model)
+    if not trainer.args.should_save:
+        return
+    sample = splits.dataset("test", processor)
+    mean, std = normalization(processor)
+    pixels = (collate([sample[i] for i in range(min(8, len(sample)))])["pixel_values"] - mean) / std
+    model = model.float().cpu().eval()
+    trained = _logits(model, pixels)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder / "adapter")
+        # The adapter alone would answer with the base model's labels.
+        model.get_base_model().config.save_pretrained(folder / "adapter")
+        (folder / "adapter" / "README.md").unlink()
+        _check_same(trained, _logits(_load_adapter(folder / "adapter", base_model, processor), pixels), "the adapter")
+        model = merge_lora(model)
+    model.save_pretrained(folder)
+    # The processor of a timm model is part of config.json.
+    if not isinstance(processor, TimmWrapperImageProcessor):
+        processor.save_pretrained(folder)
+    _check_same(trained, _logits(load_model(folder), pixels), "the saved model")
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """The model of a run, as anyone loads it."""
+    return AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True).eval()
+
+
+def _load_adapter(folder: Path, base_model: dict, processor: BaseImageProcessor) -> PeftModel:
+    labels = list(AutoConfig.from_pretrained(folder).id2label.values())
+    base = load_pretrained(base_model["name"], base_model["revision"], labels, processor_image_size(processor))
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+def _logits(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(pixel_values=pixels).logits
+
+
+def _check_same(trained: torch.Tensor, loaded: torch.Tensor, what: str) -> None:
+    difference = (trained - loaded).abs().max().item()
+    if difference > LOGIT_TOLERANCE * max(1.0, trained.abs().max().item()):
+        raise RuntimeError(f"{what} differs from the trained one by {difference:.3g} in its logits; do not use it")
+
+
+def score_run(folder: Path, splits: Splits, shift: Splits | None, batch_size: int) -> dict[str, np.ndarray]:
+    """Logits of the saved model, loaded as anyone loads it; the test photos are seen only here, and once."""
+    PartialState().wait_for_everyone()
+    model, processor = load_model(folder), AutoImageProcessor.from_pretrained(folder)
+    sources = {"validation": splits, "test": splits} | ({"shift": shift} if shift else {})
+    return {split: predict_logits(model, s.dataset(split, processor), batch_size) for split, s in sources.items()}
+
+
+def write_results(
+    folder: Path,
+    trainer: ImageTrainer,
+    splits: Splits,
+    shift: Splits | None,
+    logits: dict[str, np.ndarray],
+    *,
+    strategy: str,
+    base_model: dict | None,
+) -> None:
+    """Write `results.json`, `splits.csv`, `predictions.csv` and the figures, and print the table."""
+    if not trainer.args.should_save:
+        return
+    sources = {split: shift if split == "shift" else splits for split in logits}
+    scores = {
+        split: score(rows, np.array(sources[split].label_indices(split)), splits.labels)
+        for split, rows in logits.items()
+    }
+    if shift:
+        scores["shift"] = {"name": shift.name, **scores["shift"]}
+    results = {
+        "schema": SCHEMA,
+        "strategy": strategy,
+        "base_model": base_model,
+        "dataset": {
+            "name": splits.name,
+            "revision": splits.revision,
+            "fingerprint": splits.fingerprint,
+            "labels": splits.labels,
+            "counts": {split: dict(Counter(photo.label for photo in splits.of(split))) for split in SPLITS},
+        },
+        "splits": {
+            "method": splits.method,
+            "seed": splits.seed,
+            "leakage": None,
+            "broken": {"found": len(splits.broken), "skipped": len(splits.broken)},
+        },
+        "validation": scores["validation"],
+        "test": scores["test"],
+        "shift": scores.get("shift"),
+        "calibration": None,
+        "training": _training_facts(trainer, load_model(folder).num_parameters()),
+        "environment": {
+            "python": platform.python_version(),
+            **{p: version(p) for p in PACKAGES},
+            "git_commit": _commit(),
+        },
+        "command": command_line(),
+    }
+    write_splits_file(folder / "splits.csv", splits)
+    write_predictions(
+        folder / "predictions.csv",
+        {split: (sources[split].of(split), rows) for split, rows in logits.items()},
+        splits.labels,
+    )
+    _draw_figures(folder / "figures", trainer, splits, logits["test"], scores["test"])
+    # Last, so that a folder with results is a whole one.
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(results_table(results))
+    print(f"\nwritten to {folder}: the model, results.json, splits.csv, predictions.csv, figures/")
+    print(f'use it: pipeline("image-classification", model="{folder}")')
+
+
+def _training_facts(trainer: ImageTrainer, total_parameters: int) -> dict[str, Any]:
+    state = trainer.state
+    speed = next(entry for entry in reversed(state.log_history) if "train_runtime" in entry)
+    on_gpu = trainer.args.device.type == "cuda"
+    return {
+        "epochs": round(state.epoch, 4),
+        "steps": state.global_step,
+        "best_step": state.best_global_step or state.global_step,
+        "seconds": round(speed["train_runtime"], 1),
+        "images_per_second": round(speed["train_samples_per_second"], 2),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else _peak_resident_bytes(),
+        "trainable_parameters": trainer.trainable_parameters,
+        "total_parameters": total_parameters,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "num_processes": trainer.args.world_size,
+    }
+
+
+def _peak_resident_bytes() -> int:
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        # A downloaded archive has no history.
+        return None
+
+
+def _draw_figures(folder: Path, trainer: ImageTrainer, splits: Splits, logits: np.ndarray, test: dict) -> None:
+    folder.mkdir(exist_ok=True)
+    title = f"Test: accuracy {test['accuracy']:.3f}, {test['n']} photos"
+    draw_confusion_matrix(folder / "confusion_matrix.png", test["confusion_matrix"], splits.labels, title)
+    best_step = trainer.state.best_global_step or trainer.state.global_step
+    draw_training_curves(folder / "training_curves.png", trainer.state.log_history, best_step)
+    confidence, answers = softmax(logits, axis=1).max(axis=1), logits.argmax(axis=1)
+    photos, truth = splits.of("test"), np.array(splits.label_indices("test"))
+    wrong = sorted(np.flatnonzero(answers != truth), key=lambda i: -confidence[i])
+    worst = [
+        (_picture(splits, photos[i]), photos[i].label, splits.labels[answers[i]], confidence[i]) for i in wrong[:12]
+    ]
+    draw_errors(folder / "errors.png", worst, f"The surest of {len(wrong)} wrong answers on {len(photos)} test photos")
+
+
+def _picture(splits: Splits, photo: Photo) -> Image.Image:
+    image = splits.images[photo.row]["image"]
+    picture = decode_photo(image["bytes"] or image["path"])
+    picture.thumbnail((320, 320))
+    return picture
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The scores of a run as people read them, the worst classes by name."""
+    training, base = results["training"], results["base_model"]
+    lines = [f"\n{results['strategy']} on {results['dataset']['name']}" + (f", from {base['name']}" if base else "")]
+    lines.append(f"{'':<12}{'photos':>7}   {'accuracy (95 %)':<24}{'macro F1 (95 %)':<24}{'balanced':>8}")
+    for split in ("validation", "test", "shift"):
+        if row := results[split]:
+            cells = [interval_text(row, name) for name in ("accuracy", "macro_f1")]
+            lines.append(f"{split:<12}{row['n']:>7}   {cells[0]:<24}{cells[1]:<24}{row['balanced_accuracy']:>8.3f}")
+    worst = sorted((c for c in results["test"]["per_class"] if c["n"]), key=lambda c: c["f1"])[:3]
+    lines.append("weakest on the test: " + ", ".join(f"{c['label']} F1 {c['f1']:.3f} (n {c['n']})" for c in worst))
+    lines.append(
+        "{trainable_parameters:,} of {total_parameters:,} weights trained for {epochs:g} epochs in {seconds:.0f} s "
+        "({images_per_second:.1f} photos/s on {num_processes} x {device}); kept the weights of step {best_step} of "
+        "{steps}".format(**training)
+    )
+    return "\n".join(lines)
+
+
+def interval_text(scores: dict[str, Any], name: str) -> str:
+    """A score with its 95 % interval, such as `0.912 [0.858, 0.947]`."""
+    low, high = scores[f"{name}_ci95"]
+    return f"{scores[name]:.3f} [{low:.3f}, {high:.3f}]"

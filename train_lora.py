@@ -1,0 +1,78 @@
+"""Adapt a pretrained network with LoRA: its weights stay, low-rank adapters and a new head are trained.
+
+    python train_lora.py --dataset_name sample/leaves --model_name_or_path sample/vit --output_dir runs/lora
+
+Other layers, another rank, DoRA:
+    python train_lora.py --dataset_name sample/leaves --model_name_or_path sample/vit \
+        --lora_target_modules q_proj v_proj --lora_r 8 --use_dora
+
+On every GPU of a node, from the Hub, scored on field photos too:
+    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 \
+        train_lora.py --dataset_name AI-Lab-Makerere/beans \
+        --model_name_or_path facebook/dinov2-small --shift_dataset_name field_photos
+"""
+
+from agritransfer.arguments import DataArguments, LoraArguments, ModelArguments, parse_args, settings_line
+
+
+def main(data_args, model_args, lora_args, training_args):
+    # Imported here, so that --help answers before torch is loaded
+    from agritransfer.data import counts_table, load_shift_photos, load_splits
+    from agritransfer.evaluation import compute_metrics
+    from agritransfer.models import load_pretrained, load_processor
+    from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
+    from agritransfer.run_folder import run_folder, save_model, score_run, write_results
+    from agritransfer.strategies import add_lora, trainable_line
+    from agritransfer.training import ImageTrainer, class_weights, prepare_process, say
+
+    prepare_process(training_args)
+    with run_folder(training_args, data_args.restart) as folder:
+        say(settings_line(data_args, model_args, lora_args, training_args))
+
+        # Photos: who is in which split, every one decoded once
+        splits = load_splits(data_args.dataset_name, **data_args.split_options())
+        shift = None
+        if data_args.shift_dataset_name is not None:
+            shift = load_shift_photos(data_args.shift_dataset_name, splits.labels, **data_args.shift_options())
+        say(*map(counts_table, filter(None, [splits, shift])))
+
+        # Model
+        base_model = {"name": model_args.model_name_or_path, "revision": model_args.model_revision}
+        processor = load_processor(base_model["name"], base_model["revision"], data_args.image_size)
+        image_size = processor_image_size(processor)
+        model = load_pretrained(base_model["name"], base_model["revision"], splits.labels, image_size)
+
+        # Strategy: which weights move, and how fast
+        model = add_lora(
+            model,
+            r=lora_args.lora_r,
+            alpha=lora_args.lora_alpha,
+            dropout=lora_args.lora_dropout,
+            target_modules=lora_args.lora_target_modules,
+            use_dora=lora_args.use_dora,
+            use_rslora=lora_args.use_rslora,
+        )
+        say(trainable_line(model))
+
+        # Training
+        trainer = ImageTrainer(
+            model=model,
+            args=training_args,
+            processor=processor,
+            train_dataset=splits.dataset("train", training_processor(processor, data_args.augmentation)),
+            eval_dataset=splits.dataset("validation", processor),
+            augment=build_augmentation(data_args.augmentation, image_size, len(splits.labels)),
+            class_weights=class_weights(data_args.class_weights, splits.label_indices("train"), len(splits.labels)),
+            early_stopping_patience=data_args.early_stopping_patience,
+            compute_metrics=compute_metrics,
+        )
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+
+        # Run folder: the best weights, proven on disk, then scored from there
+        save_model(trainer, processor, splits, base_model)
+        logits = score_run(folder, splits, shift, training_args.per_device_eval_batch_size)
+        write_results(folder, trainer, splits, shift, logits, strategy=lora_args.strategy, base_model=base_model)
+
+
+if __name__ == "__main__":
+    main(*parse_args((DataArguments, ModelArguments, LoraArguments), __doc__))

@@ -1,0 +1,68 @@
+"""Train a network from random weights: the control that shows what transfer buys.
+
+    python train_scratch.py --dataset_name sample/leaves --model_type vit --model_size nano --output_dir runs/scratch
+
+A convolutional network, with strong augmentation:
+    python train_scratch.py --dataset_name sample/leaves --model_type convnextv2 --augmentation strong
+
+On every GPU of a node, scored on field photos too:
+    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 train_scratch.py \
+        --dataset_name AI-Lab-Makerere/beans --model_size small --image_size 224 --shift_dataset_name field_photos
+"""
+
+from agritransfer.arguments import DataArguments, ScratchArguments, parse_args, settings_line
+
+
+def main(data_args, scratch_args, training_args):
+    # Imported here, so that --help answers before torch is loaded
+    from agritransfer.data import counts_table, load_shift_photos, load_splits
+    from agritransfer.evaluation import compute_metrics
+    from agritransfer.models import build_from_scratch
+    from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
+    from agritransfer.run_folder import run_folder, save_model, score_run, write_results
+    from agritransfer.strategies import trainable_line
+    from agritransfer.training import ImageTrainer, class_weights, prepare_process, say
+
+    prepare_process(training_args)
+    with run_folder(training_args, data_args.restart) as folder:
+        say(settings_line(data_args, scratch_args, training_args))
+
+        # Photos: who is in which split, every one decoded once
+        splits = load_splits(data_args.dataset_name, **data_args.split_options())
+        shift = None
+        if data_args.shift_dataset_name is not None:
+            shift = load_shift_photos(data_args.shift_dataset_name, splits.labels, **data_args.shift_options())
+        say(*map(counts_table, filter(None, [splits, shift])))
+
+        # Model
+        base_model = None
+        model, processor = build_from_scratch(
+            scratch_args.model_type, scratch_args.model_size, splits.labels, data_args.image_size
+        )
+        image_size = processor_image_size(processor)
+
+        # Strategy: every weight moves
+        say(trainable_line(model))
+
+        # Training
+        trainer = ImageTrainer(
+            model=model,
+            args=training_args,
+            processor=processor,
+            train_dataset=splits.dataset("train", training_processor(processor, data_args.augmentation)),
+            eval_dataset=splits.dataset("validation", processor),
+            augment=build_augmentation(data_args.augmentation, image_size, len(splits.labels)),
+            class_weights=class_weights(data_args.class_weights, splits.label_indices("train"), len(splits.labels)),
+            early_stopping_patience=data_args.early_stopping_patience,
+            compute_metrics=compute_metrics,
+        )
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+
+        # Run folder: the best weights, proven on disk, then scored from there
+        save_model(trainer, processor, splits, base_model)
+        logits = score_run(folder, splits, shift, training_args.per_device_eval_batch_size)
+        write_results(folder, trainer, splits, shift, logits, strategy=scratch_args.strategy, base_model=base_model)
+
+
+if __name__ == "__main__":
+    main(*parse_args((DataArguments, ScratchArguments), __doc__))
