@@ -20,7 +20,8 @@ from transformers import BaseImageProcessor, TimmWrapperImageProcessor
 
 pillow_heif.register_heif_opener()
 
-PHOTO_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "HEIF")
+# Pillow opens MPO, which phones write, as JPEG, and knows no opener of that name.
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF")
 # Checked in the header: a small file can unpack to gigabytes.
 MAX_PIXELS = 40_000_000
 # Training pixels are this much larger than the model's input, so that a crop has room to move.

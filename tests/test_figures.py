@@ -1,0 +1,45 @@
+"""Pictures: they are written, and they show as much as they claim."""
+
+import numpy as np
+from PIL import Image
+
+from agritransfer.figures import draw_confusion_matrix, draw_errors, draw_training_curves
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_the_confusion_matrix_is_darkest_where_a_row_is_fullest(tmp_path):
+    draw_confusion_matrix(tmp_path / "matrix.png", [[9, 1], [0, 10]], ["rust", "healthy"], "Test")
+    with Image.open(tmp_path / "matrix.png") as picture:
+        pixels = np.asarray(picture.convert("L")).astype(int)
+    # The full cell of the second row is the darkest large area: dark green, not white.
+    assert (pixels < 90).mean() > 0.05
+
+
+def test_many_classes_make_a_larger_picture(tmp_path):
+    for count in (3, 30):
+        labels = [f"class {i}" for i in range(count)]
+        draw_confusion_matrix(tmp_path / f"{count}.png", np.eye(count, dtype=int), labels, "Test")
+    small, large = (size_of(tmp_path / f"{count}.png") for count in (3, 30))
+    assert large[0] > 2 * small[0] and large[1] > 2 * small[1]
+
+
+def test_the_curves_need_only_the_log_of_the_trainer(tmp_path):
+    log = []
+    for epoch in (1, 2):
+        log.append({"epoch": epoch, "step": 5 * epoch, "loss": 1 / epoch})
+        log.append({"epoch": epoch, "step": 5 * epoch, "eval_loss": 1.0, "eval_accuracy": 0.5, "eval_macro_f1": 0.4})
+    draw_training_curves(tmp_path / "curves.png", log, best_step=5)
+    assert size_of(tmp_path / "curves.png")[0] > 900
+
+
+def test_the_gallery_shows_at_most_twelve_errors_and_says_when_there_is_none(tmp_path):
+    photo = Image.new("RGB", (60, 40), "green")
+    for count in (0, 1, 12, 40):
+        draw_errors(tmp_path / f"{count}.png", [(photo, "rust", "healthy", 0.9)] * count, "Errors")
+    sizes = {count: size_of(tmp_path / f"{count}.png") for count in (0, 1, 12, 40)}
+    assert sizes[40] == sizes[12]
+    assert sizes[12][1] > 2 * sizes[1][1] and sizes[0][0] > 0

@@ -1,0 +1,68 @@
+"""The run folder: what is on disk is what was trained, or the run fails."""
+
+import json
+
+import pytest
+import torch
+
+from agritransfer.run_folder import _check_same, interval_text, load_model, results_table
+
+
+def test_a_saved_model_that_answers_otherwise_is_refused():
+    trained = torch.tensor([[1.0, -2.0]])
+    _check_same(trained, trained + 1e-5, "the saved model")
+    with pytest.raises(RuntimeError, match="the adapter differs from the trained one by 0.1"):
+        _check_same(trained, trained + 0.1, "the adapter")
+
+
+def test_a_run_whose_files_were_tampered_with_is_not_the_trained_model(photos, tiny_vit, tmp_path, run_script):
+    run = tmp_path / "run"
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "1", "--use_cpu")
+    assert run_script("train_lora.py", *flags, "--output_dir", run)[0] == 0
+    pixels = torch.zeros(1, 3, 32, 32)
+    model = load_model(run)
+    with torch.no_grad():
+        logits = model(pixels).logits
+        model.classifier.bias += 1
+        _check_same(logits, load_model(run)(pixels).logits, "the saved model")
+        with pytest.raises(RuntimeError, match="do not use it"):
+            _check_same(logits, model(pixels).logits, "the saved model")
+
+
+def test_the_table_names_every_split_and_the_weakest_classes(photos, tiny_vit, tmp_path, run_script):
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "1", "--use_cpu")
+    assert run_script("train_finetune.py", *flags, "--output_dir", tmp_path / "run")[0] == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    table = results_table(results)
+    assert interval_text(results["test"], "macro_f1") in table
+    weakest = min(results["test"]["per_class"], key=lambda row: row["f1"])
+    assert f"weakest on the test: {weakest['label']} F1 {weakest['f1']:.3f}" in table
+    assert "shift" not in table
+    assert results_table(results | {"shift": results["test"]}).count("shift") == 1
+
+
+def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_script):
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "1", "--use_cpu")
+    assert run_script("train_finetune.py", *flags, "--output_dir", tmp_path / "run")[0] == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert list(results) == [
+        *("schema", "strategy", "base_model", "dataset", "splits", "validation", "test", "shift", "calibration"),
+        *("training", "environment", "command"),
+    ]
+    assert list(results["dataset"]) == ["name", "revision", "fingerprint", "labels", "counts"]
+    assert list(results["test"]) == [
+        *("n", "accuracy", "accuracy_ci95", "macro_f1", "macro_f1_ci95", "balanced_accuracy", "top5_accuracy"),
+        *("log_loss", "ece", "per_class", "confusion_matrix"),
+    ]
+    assert list(results["training"]) == [
+        *("epochs", "steps", "best_step", "seconds", "images_per_second", "peak_memory_bytes"),
+        *("trainable_parameters", "total_parameters", "device", "num_processes"),
+    ]
+    assert results["splits"] == {
+        "method": "stratified",
+        "seed": 0,
+        "leakage": None,
+        "broken": {"found": 0, "skipped": 0},
+    }
+    assert results["dataset"]["counts"]["train"] == {"blight": 8, "healthy": 8, "rust": 8}
+    assert 10**7 < results["training"]["peak_memory_bytes"] < 10**11

@@ -1,0 +1,262 @@
+"""Each script for real: the flags a user types, the files it leaves, the numbers it tells."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from transformers import AutoConfig, pipeline
+
+EVERY_RUN = {
+    "config.json",
+    "figures/confusion_matrix.png",
+    "figures/errors.png",
+    "figures/training_curves.png",
+    "model.safetensors",
+    "predictions.csv",
+    "preprocessor_config.json",
+    "results.json",
+    "splits.csv",
+    "status.json",
+}
+ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/config.json"}
+SHORT = ("--num_train_epochs", "2", "--per_device_train_batch_size", "8", "--use_cpu")
+
+
+def files_of(folder: Path) -> set[str]:
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in names if not name.startswith("checkpoints/")}
+
+
+def predictions_of(folder: Path, split: str) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["split"] == split]
+
+
+def check_run(folder: Path, photos: Path, strategy: str) -> dict:
+    """What holds for every finished run: status, results that agree with predictions, and pipeline's own answers."""
+    assert json.loads((folder / "status.json").read_text()) == {"state": "done", "exit_code": 0}
+    results = json.loads((folder / "results.json").read_text())
+    test = predictions_of(folder, "test")
+    assert results["strategy"] == strategy
+    assert results["test"]["n"] == len(test) == 6
+    assert results["test"]["accuracy"] == np.mean([row["label"] == row["predicted"] for row in test])
+    low, high = results["test"]["accuracy_ci95"]
+    assert low <= results["test"]["accuracy"] <= high
+    with warnings.catch_warnings():
+        # transformers warns of its own argument when a pipeline is built.
+        warnings.simplefilter("ignore")
+        classifier = pipeline("image-classification", model=str(folder))
+    for row in test:
+        answer = classifier(str(photos / row["file"]), top_k=1)[0]
+        logits = np.array([float(row[f"logit_{label}"]) for label in results["dataset"]["labels"]])
+        assert answer["label"] == row["predicted"]
+        assert answer["score"] == pytest.approx(np.exp(logits.max()) / np.exp(logits).sum(), abs=1e-4)
+    return results
+
+
+@pytest.mark.parametrize("layers", ["all", "head", "1"])
+def test_finetuning_leaves_a_whole_run_folder_that_pipeline_serves(layers, photos, tiny_vit, tmp_path, run_script):
+    run = tmp_path / "run"
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--train_layers", layers, "--output_dir", run)
+    code, out, err = run_script("train_finetune.py", *flags, *SHORT, "--shift_dataset_name", photos)
+    assert code == 0, err
+    assert files_of(run) == EVERY_RUN
+    results = check_run(run, photos, "head" if layers == "head" else "finetune")
+    assert results["shift"]["n"] == 36 and len(predictions_of(run, "shift")) == 36
+    assert results["base_model"]["name"] == str(tiny_vit)
+    head_only = 16 * 3 + 3
+    assert (results["training"]["trainable_parameters"] == head_only) == (layers == "head")
+    assert out.count("epoch ") == 2 and "settings: strategy=" in out and "forecast: about" in out
+    assert "weakest on the test" in out
+
+
+def test_lora_leaves_merged_weights_and_an_adapter_with_labels(photos, tiny_vit, tmp_path, run_script):
+    run = tmp_path / "run"
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--output_dir", run, "--lora_r", "2")
+    code, out, err = run_script("train_lora.py", *flags, *SHORT)
+    assert code == 0, err
+    assert files_of(run) == EVERY_RUN | ADAPTER
+    results = check_run(run, photos, "lora")
+    # Two blocks of four 16 x 16 projections, each with two factors of rank 2; and the head.
+    assert results["training"]["trainable_parameters"] == 2 * 4 * (2 * 16 * 2) + 16 * 3 + 3
+    assert "q_proj x 2, k_proj x 2, v_proj x 2, o_proj x 2" in out
+    assert list(AutoConfig.from_pretrained(run / "adapter").id2label.values()) == ["blight", "healthy", "rust"]
+
+
+@pytest.mark.parametrize("model_type", ["vit", "convnextv2"])
+def test_scratch_leaves_a_whole_run_folder_that_pipeline_serves(model_type, photos, tmp_path, run_script):
+    run = tmp_path / "run"
+    flags = ("--dataset_name", photos, "--model_type", model_type, "--model_size", "nano", "--image_size", "32")
+    code, _, err = run_script("train_scratch.py", *flags, *SHORT, "--output_dir", run, "--augmentation", "strong")
+    assert code == 0, err
+    assert files_of(run) == EVERY_RUN
+    results = check_run(run, photos, "scratch")
+    assert results["base_model"] is None
+    assert results["training"]["trainable_parameters"] == results["training"]["total_parameters"]
+    assert AutoConfig.from_pretrained(run).problem_type is None
+
+
+def without_times(results: dict) -> dict:
+    training = {
+        name: value
+        for name, value in results["training"].items()
+        if name not in ("seconds", "images_per_second", "peak_memory_bytes")
+    }
+    return results | {"training": training, "command": None}
+
+
+def test_the_same_seed_gives_the_same_results_and_another_seed_does_not(photos, tiny_vit, tmp_path, run_script):
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, *SHORT)
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        assert run_script("train_finetune.py", *flags, "--seed", seed, "--output_dir", tmp_path / name)[0] == 0
+    first, again, other = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("first", "again", "other"))
+    assert without_times(first) == without_times(again)
+    assert first["test"]["log_loss"] != other["test"]["log_loss"]
+    assert (tmp_path / "first/predictions.csv").read_bytes() == (tmp_path / "again/predictions.csv").read_bytes()
+
+
+def test_a_splits_file_of_an_earlier_run_gives_the_same_split(photos, tiny_vit, tmp_path, run_script):
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, *SHORT)
+    assert run_script("train_finetune.py", *flags, "--split_seed", "7", "--output_dir", tmp_path / "a")[0] == 0
+    splits = tmp_path / "a/splits.csv"
+    assert run_script("train_finetune.py", *flags, "--splits_file", splits, "--output_dir", tmp_path / "b")[0] == 0
+    assert splits.read_text() == (tmp_path / "b/splits.csv").read_text()
+
+
+def test_a_finished_run_started_again_prints_its_results(photos, tiny_vit, tmp_path, run_script):
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, *SHORT, "--output_dir", tmp_path / "run")
+    assert run_script("train_finetune.py", *flags)[0] == 0
+    before = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
+    code, out, _ = run_script("train_finetune.py", *flags)
+    assert code == 0 and "is finished; its results" in out
+    assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == before
+
+    code, _, err = run_script("train_finetune.py", *flags, "--seed", "5")
+    assert code == 2 and "holds another finished run" in err and "--restart" in err
+
+    assert run_script("train_finetune.py", *flags, "--seed", "5", "--restart")[0] == 0
+    assert (tmp_path / "run.1/results.json").exists() and (tmp_path / "run/results.json").exists()
+
+
+def test_an_unfinished_run_can_be_resumed_and_says_how(photos, tiny_vit, tmp_path, run_script):
+    run = tmp_path / "run"
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, *SHORT, "--output_dir", run)
+    assert run_script("train_finetune.py", *flags)[0] == 0
+    (run / "results.json").unlink()
+    code, _, err = run_script("train_finetune.py", *flags)
+    assert code == 2 and "--resume_from_checkpoint" in err
+    checkpoint = sorted((run / "checkpoints").iterdir())[-1]
+    assert run_script("train_finetune.py", *flags, "--resume_from_checkpoint", checkpoint)[0] == 0
+    check_run(run, photos, "finetune")
+
+
+def test_a_broken_photo_stops_the_run_by_name_or_is_counted(photos, tiny_vit, tmp_path, run_script):
+    folder = tmp_path / "broken"
+    for path in photos.rglob("*.jpg"):
+        target = folder / path.relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (folder / "rust/05.jpg").write_bytes((photos / "rust/05.jpg").read_bytes()[:300])
+    flags = ("--dataset_name", folder, "--model_name_or_path", tiny_vit, *SHORT, "--output_dir", tmp_path / "run")
+    code, _, err = run_script("train_finetune.py", *flags)
+    assert code == 3 and "rust/05.jpg" in err and "--on_broken skip" in err and len(err.strip().splitlines()) == 1
+    assert json.loads((tmp_path / "run/status.json").read_text()) == {"state": "failed", "exit_code": 3}
+
+    code, out, _ = run_script("train_finetune.py", *flags, "--on_broken", "skip")
+    assert code == 0 and "left out, broken: rust/05.jpg" in out
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["splits"]["broken"] == {"found": 1, "skipped": 1}
+    assert sum(results["dataset"]["counts"][split]["rust"] for split in ("train", "validation", "test")) == 11
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model_name_or_path", "no/such-model"], "could not be loaded"),
+        (["--train_layers", "some"], "all, head, or a number of blocks"),
+        (["--train_layers", "9"], "the model has 2 blocks"),
+        (["--image_size", "30"], "use 24 or 32"),
+        (["--splits_file", "nowhere.csv"], "no splits file"),
+        (["--shift_dataset_name", "no_such_folder"], "neither a folder nor a Hub id"),
+    ],
+)
+def test_a_wrong_value_ends_with_code_2_and_one_line(flags, words, photos, tiny_vit, tmp_path, run_script, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    first = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--output_dir", tmp_path / "run", *SHORT)
+    code, _, err = run_script("train_finetune.py", *first, *flags)
+    assert code == 2 and words in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_trackers_of_the_trainer_get_the_scores(photos, tiny_vit, tmp_path, run_script, monkeypatch):
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, *SHORT, "--output_dir", tmp_path / "run")
+    assert run_script("train_finetune.py", *flags, "--report_to", "tensorboard")[0] == 0
+    events = tensorboard.EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("eval/macro_f1")] == [3, 6]
+
+
+@pytest.mark.slow
+def test_trackio_gets_the_scores(photos, tiny_vit, tmp_path):
+    flags = ["--dataset_name", photos, "--model_name_or_path", tiny_vit, *SHORT, "--output_dir", tmp_path / "run"]
+    command = [sys.executable, ROOT / "train_finetune.py", *flags, "--report_to", "trackio", "--project", "field"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=clean_environment(TRACKIO_DIR=str(tmp_path / "trackio")))
+    assert list((tmp_path / "trackio").glob("field*.db"))
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    return os.environ | {"HF_HUB_OFFLINE": "1"} | more
+
+
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_lora.py", "train_scratch.py"])
+def test_help_answers_fast_with_an_example_and_without_torch(script):
+    # Processor time, so that a busy machine does not fail the test; on a quiet one it is the time that a user waits.
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", ROOT / script, "--help"], capture_output=True, text=True, check=True
+    )
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 3
+    assert f"python {script} --dataset_name sample/leaves" in done.stdout
+    assert "--shift_dataset_name" in done.stdout and "--adam_beta1" not in done.stdout
+    assert "| torch\n" not in done.stderr and "transformers.trainer" not in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_give_one_set_of_files_and_the_metrics_of_one(photos, tiny_vit, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    config = tmp_path / "two.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nnum_machines: 1\n"
+        'machine_rank: 0\nmixed_precision: "no"\nuse_cpu: true\nmain_training_function: main\n'
+    )
+    flags = ["--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "3", "--use_cpu"]
+    # Without augmentation: two processes draw other crops than one.
+    flags += ["--shift_dataset_name", photos, "--augmentation", "none"]
+    runs = {
+        "one": [ROOT / "accelerate_config.yaml", "8"],
+        "two": [config, "4"],
+    }
+    for name, (config_file, batch_size) in runs.items():
+        command = [*launch, "--config_file", config_file, ROOT / "train_finetune.py", *flags]
+        command += ["--per_device_train_batch_size", batch_size, "--output_dir", tmp_path / name]
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=clean_environment())
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("settings: ") == done.stdout.count("weakest on the test") == 1
+        assert files_of(tmp_path / name) == EVERY_RUN
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in runs)
+    assert (one["training"]["num_processes"], two["training"]["num_processes"]) == (1, 2)
+    for split in ("validation", "test", "shift"):
+        assert two[split]["n"] == one[split]["n"]
+        assert two[split]["accuracy"] == one[split]["accuracy"]
+        # Sums in another order: equal up to rounding.
+        assert two[split]["log_loss"] == pytest.approx(one[split]["log_loss"], rel=1e-4)
+    assert one["training"]["steps"] == two["training"]["steps"]
