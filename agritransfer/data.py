@@ -6,18 +6,20 @@ of a path and merges `Tomato/healthy` with `Corn/healthy`. Data sets of the Hub 
 
 import csv
 import hashlib
+import os
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import datasets
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 from transformers import BaseImageProcessor
@@ -208,9 +210,10 @@ def _read_source(name: str, revision: str | None, image_column: str | None, labe
 
 
 def _read_folder(folder: Path) -> Source:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    # Path.rglob would pass over class folders that are links, which they often are on a cluster.
+    files = sorted(Path(parent, file) for parent, _, files in os.walk(folder, followlinks=True) for file in files)
     names = {path.relative_to(folder).as_posix(): path for path in files}
-    pictures = {name: path for name, path in names.items() if _is_photo(path)}
+    pictures = {name: path for name, path in names.items() if _is_photo(name)}
     if not pictures:
         raise DataError(f"'{folder}' holds no photos; it needs class folders such as {folder}/healthy/leaf.jpg")
     if "metadata.csv" in names:
@@ -229,16 +232,19 @@ def _read_folder(folder: Path) -> Source:
     )
 
 
-def _is_photo(path: Path) -> bool:
-    # Finder leaves ._leaf.jpg files that hold no picture.
-    return path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
+def _is_photo(name: str) -> bool:
+    # Finder leaves ._leaf.jpg files that hold no picture, Jupyter leaves copies in .ipynb_checkpoints.
+    return Path(name).suffix.lower() in PHOTO_SUFFIXES and not any(part.startswith(".") for part in name.split("/"))
 
 
 def _rows_of_folders(folder: Path, pictures: dict[str, Path]) -> list[dict[str, str]]:
     tops = {name.split("/")[0] for name in pictures if "/" in name}
     split_of = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
     # A class may be called `test`; only where every folder is a split are they splits.
-    if len(split_of) < len(tops) or len(tops) == 0:
+    others = sorted(tops - set(split_of))
+    if others and len(set(split_of.values())) > 1:
+        raise DataError(f"'{folder}' has the splits {sorted(split_of)} beside other folders: {others}; move those out")
+    if others:
         split_of = {}
     if len(set(split_of.values())) < len(split_of):
         raise DataError(f"'{folder}' has two folders for one split: {sorted(split_of)}; merge or rename them")
@@ -254,14 +260,13 @@ def _rows_of_folders(folder: Path, pictures: dict[str, Path]) -> list[dict[str, 
 
 
 def _rows_of_metadata(path: Path, pictures: dict[str, Path]) -> tuple[list[dict[str, str]], list[str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = list(csv.DictReader(file))
-    if not table or not {"file_name", "label"} <= set(table[0]):
-        raise DataError(f"'{path}' needs the columns file_name,label (and may have split,group)")
+    table = _read_table(path, ["file_name", "label"])
     if absent := [row["file_name"] for row in table if row["file_name"] not in pictures]:
         raise DataError(f"'{path}' names {len(absent)} photos that are not there, such as '{absent[0]}'")
     if unlabelled := [row["file_name"] for row in table if not row["label"]]:
         raise DataError(f"'{path}' gives no label to {len(unlabelled)} photos, such as '{unlabelled[0]}'")
+    if repeated := [name for name, times in Counter(row["file_name"] for row in table).items() if times > 1]:
+        raise DataError(f"'{path}' names {len(repeated)} photos more than once, such as '{repeated[0]}'")
     rows = []
     for row in table:
         split = (row.get("split") or "").strip().lower()
@@ -274,32 +279,55 @@ def _rows_of_metadata(path: Path, pictures: dict[str, Path]) -> tuple[list[dict[
     return rows, sorted(set(pictures) - {row["file"] for row in rows})
 
 
-def _read_hub(name: str, revision: str | None, image_column: str | None, label_column: str | None) -> Source:
+def _read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
     try:
-        if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = list(csv.DictReader(file))
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{path}' is not UTF-8; save it again as CSV UTF-8") from error
+    if not table or not set(columns) <= set(table[0]):
+        raise DataError(f"'{path}' needs the columns {','.join(columns)}; others may be there too, such as split,group")
+    return table
+
+
+def _read_hub(name: str, revision: str | None, image_column: str | None, label_column: str | None) -> Source:
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        with _hub_errors(name):
             info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
-            revision, files = info.sha, [sibling.rfilename for sibling in info.siblings]
-            _refuse_code(name, files)
-            if not any(file.endswith((".parquet", ".arrow")) for file in files):
-                # Without parquet the repository is a folder of photos, with the traps of any folder.
-                return replace(
-                    _read_folder(Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision))),
-                    revision=revision,
-                )
+        revision, files = info.sha, [sibling.rfilename for sibling in info.siblings]
+        _refuse_code(name, files)
+        if not any(file.endswith((".parquet", ".arrow")) for file in files):
+            # Without parquet the repository is a folder of photos, with the traps of any folder.
+            with _hub_errors(name):
+                folder = huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision)
+            return replace(_read_folder(Path(folder)), revision=revision)
+    with _hub_errors(name):
         loaded = datasets.load_dataset(name, revision=revision)
-    except (HfHubHTTPError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"the Hub data set '{name}' could not be read: {reason}; check the name and HF_TOKEN"
-        ) from error
     return replace(_source_of_tables(name, loaded, image_column, label_column), revision=revision)
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    # ValueError: a name that no Hub id can have, or a data set of several configurations.
+    try:
+        yield
+    except (httpx.HTTPError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(
+            f"the Hub data set '{name}' could not be read: {_in_one_line(error)}; check the name and HF_TOKEN"
+        ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    # Of the Hub's many lines the second says what was not found.
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
 
 
 def _refuse_code(name: str, files: Sequence[str]) -> None:
     script = name.split("/")[-1] + ".py"
     if script in files:
         raise DataError(f"'{name}' is a loading script ({script}), which would run its code here; use a parquet copy")
-    if pickles := [file for file in files if Path(file).suffix in PICKLE_SUFFIXES]:
+    if pickles := [file for file in files if Path(file).suffix.lower() in PICKLE_SUFFIXES]:
         raise DataError(
             f"'{name}' holds the pickle {pickles[0]}, which can run code when it is read; use a parquet copy"
         )
@@ -309,42 +337,54 @@ def _source_of_tables(
     name: str, loaded: datasets.DatasetDict, image_column: str | None, label_column: str | None
 ) -> Source:
     features = next(iter(loaded.values())).features
-    image_column = _pick_column(name, "image", image_column, [c for c, f in features.items() if _is(f, datasets.Image)])
-    class_labels = [column for column, feature in features.items() if _is(feature, datasets.ClassLabel)]
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    image_column = _pick_column(name, "image", image_column, images, list(features))
+    class_labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     by_name = [column for column in features if column in ("label", "labels")]
-    label_column = _pick_column(name, "label", label_column, class_labels or by_name)
-    feature = features[label_column]
+    label_column = _pick_column(name, "label", label_column, class_labels or by_name, list(features))
+    names = features[label_column].names if isinstance(features[label_column], datasets.ClassLabel) else None
     photos, tables, left_out = [], [], []
     for key, table in loaded.items():
         if key.lower() not in SPLIT_NAMES and len(loaded) > 1:
             left_out.append(f"the split '{key}' ({len(table)} photos)")
             continue
         split = SPLIT_NAMES.get(key.lower(), "") if len(loaded) > 1 else ""
-        for i, label in enumerate(table[label_column]):
-            label = feature.names[label] if _is(feature, datasets.ClassLabel) else str(label)
-            photos.append(Photo(row=len(photos), file=f"{key}/{i:06d}", label=label, split=split))
-        tables.append(table.select_columns([image_column]).rename_column(image_column, "image"))
+        first_row = sum(map(len, tables))
+        labelled = [(i, label) for i, label in enumerate(table[label_column]) if label is not None and label != -1]
+        for i, label in labelled:
+            photos.append(Photo(first_row + i, f"{key}/{i:06d}", names[label] if names else str(label), split))
+        # The Hub's word for a secret label is -1, which Python would take for the last class.
+        if without_label := len(table) - len(labelled):
+            left_out.append(f"{without_label} photos of the split '{key}', without a label")
+        table = table.select_columns([image_column])
+        # `datasets` refuses to give a column the name that it has.
+        tables.append(table if image_column == "image" else table.rename_column(image_column, "image"))
+    if not photos:
+        raise DataError(f"'{name}' has no labelled photos in a train, validation or test split: {left_out}")
     images = datasets.concatenate_datasets(tables).cast_column("image", datasets.Image(decode=False))
     used = {photo.label for photo in photos}
-    labels = [label for label in feature.names if label in used] if _is(feature, datasets.ClassLabel) else sorted(used)
+    labels = [label for label in names if label in used] if names else sorted(used)
     return Source(images, photos, labels, left_out=tuple(left_out))
 
 
-def _is(feature: object, kind: type) -> bool:
-    return isinstance(feature, kind)
-
-
-def _pick_column(name: str, role: str, chosen: str | None, candidates: list[str]) -> str:
+def _pick_column(name: str, role: str, chosen: str | None, candidates: list[str], columns: list[str]) -> str:
     if chosen is None and len(candidates) == 1:
         return candidates[0]
     if chosen is None:
         raise UsageError(f"'{name}' has {candidates or 'no'} {role} columns; name one with --{role}_column_name")
+    if chosen not in columns:
+        raise UsageError(f"'{name}' has no column '{chosen}' for --{role}_column_name; it has {columns}")
     return chosen
 
 
 def _cut_splits(photos: list[Photo], fractions: dict[str, float], seed: int) -> list[Photo]:
     """Move a stratified, seeded share of the train photos to each split that the data lacks."""
+    if any(fraction <= 0 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
+        named = " and ".join(f"--{split}_fraction {fraction}" for split, fraction in fractions.items())
+        raise UsageError(f"{named} cannot be cut; each is above 0, together they are below 1")
     photos = [replace(photo, split=photo.split or "train") for photo in photos]
+    if all(photo.split != "train" for photo in photos):
+        raise DataError("the train split holds no photos; add some, or give the photos without any split")
     for split, fraction in fractions.items():
         # A share of all the photos that are to be cut, not of what an earlier cut left over.
         train = [i for i, photo in enumerate(photos) if photo.split == "train"]
@@ -376,19 +416,22 @@ def _cut_groups(photos: list[Photo], train: list[int], share: float, seed: int) 
     folds = StratifiedGroupKFold(n_splits=max(2, round(1 / share)), shuffle=True, random_state=seed)
     # A photo without a group is a group of its own.
     groups = [photos[i].group or f"photo {i}" for i in train]
-    if len(set(groups)) < folds.n_splits:
+    labels = [photos[i].label for i in train]
+    if min(len(set(groups)), max(Counter(labels).values())) < folds.n_splits:
         raise DataError(
-            f"{len(set(groups))} groups are too few to cut {folds.n_splits} parts from; give a split column"
+            f"{len(set(groups))} groups of {len(train)} photos are too few to cut {folds.n_splits} parts from; "
+            "give a split column"
         )
-    _, cut = next(folds.split(train, [photos[i].label for i in train], groups))
+    _, cut = next(folds.split(train, labels, groups))
     return [train[i] for i in cut]
 
 
 def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tuple[str, ...]]:
     if not path.is_file():
         raise UsageError(f"no splits file at '{path}'; a finished run has one, such as runs/NAME/splits.csv")
-    with path.open(newline="", encoding="utf-8") as file:
-        split_of = {row["file"]: row["split"] for row in csv.DictReader(file)}
+    split_of = {row["file"]: row["split"] for row in _read_table(path, ["file", "split"])}
+    if unknown := sorted(set(split_of.values()) - set(SPLITS), key=str):
+        raise DataError(f"'{path}' has the splits {unknown}; allowed are train, validation and test")
     known = {photo.file for photo in photos}
     if absent := [file for file in split_of if file not in known]:
         raise DataError(f"'{path}' names {len(absent)} photos that the data set lacks, such as '{absent[0]}'")
@@ -400,8 +443,10 @@ def _draw_samples(photos: list[Photo], limits: dict[str, int | None], seed: int)
     kept = set()
     for split in {photo.split for photo in photos}:
         members = [photo.row for photo in photos if photo.split == split]
-        limit = limits.get(split) or len(members)
-        kept |= set(random.Random(seed).sample(members, min(limit, len(members))))
+        limit = limits[split]
+        if limit is not None and limit < 1:
+            raise UsageError(f"--max_train_samples and --max_eval_samples begin at 1; found {limit}")
+        kept |= set(members if limit is None else random.Random(seed).sample(members, min(limit, len(members))))
     return [photo for photo in photos if photo.row in kept]
 
 
@@ -411,12 +456,15 @@ def _decode_all(
     """Decode every photo once; returns those that can be, why the others cannot, and the fingerprint of the first."""
 
     def check(photo: Photo) -> tuple[str, str]:
-        image = images[photo.row]["image"]
-        content = image["bytes"] or Path(image["path"]).read_bytes()
         try:
+            # A row of a Hub data set may hold no image at all.
+            image = images[photo.row]["image"] or {"bytes": b"", "path": None}
+            content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+            if not content:
+                return "", "the file is empty"
             decode_photo(content)
-        except (OSError, ValueError, SyntaxError) as error:
-            return "", str(error).splitlines()[0] if content else "the file is empty"
+        except (OSError, ValueError) as error:
+            return "", _in_one_line(error)
         return hashlib.sha256(content).hexdigest(), ""
 
     with ThreadPoolExecutor(available_cores()) as pool:
@@ -437,6 +485,8 @@ def _check_classes(photos: list[Photo], labels: list[str]) -> None:
         if not any(count[split, label] for label in labels):
             raise DataError(f"the {split} split holds no photos; add some or leave the split out, so that it is cut")
     if untrained := [label for label in labels if not count["train", label]]:
-        raise DataError(f"classes without a train photo: {untrained}; add photos or remove these classes")
+        raise DataError(
+            f"classes without a train photo: {untrained}; add photos, remove these classes or raise --max_train_samples"
+        )
     if len(labels) < 2:
         raise DataError(f"only one class was found: {labels}; a classifier needs at least two class folders")

@@ -27,7 +27,7 @@ from transformers import (
 from agritransfer.errors import UsageError
 from agritransfer.pixels import processor_image_size, resize_processor
 
-# Few photos ask for few weights: 0.8, 2.7, 6.4 M for a ViT; 0.9, 1.8, 3.4 M for a ConvNeXt V2 (3.4 M is its "atto").
+# Few photos ask for few weights: 0.8, 2.7, 6.4 M for a ViT; 0.9, 1.9, 3.4 M for a ConvNeXt V2 (3.4 M is its "atto").
 VIT_SIZES = {
     "nano": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512},
     "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768},
@@ -66,7 +66,8 @@ def load_pretrained(
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
-            known_labels = list(config.id2label.values())
+            # By index: many a file lists them in the order of text, 0, 1, 10, 11, 2.
+            known_labels = [config.id2label[index] for index in sorted(config.id2label)]
             model, report = AutoModelForImageClassification.from_pretrained(
                 model_name_or_path,
                 revision=revision,
@@ -126,10 +127,14 @@ def set_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
     Raises `UsageError` where the architecture is tied to its size.
     """
     if isinstance(model, TimmWrapperForImageClassification):
-        return _set_timm_image_size(model, image_size)
+        # The processor of a timm model is part of its configuration.
+        model.config.pretrained_cfg["input_size"] = [3, image_size, image_size]
+        return _try_size(model, image_size)
     old_size = getattr(model.config, "image_size", None)
-    # Pure convolutions may hold no size of their own.
-    if old_size is None or old_size == image_size:
+    if old_size is None:
+        # Pure convolutions hold no size of their own.
+        return _try_size(model, image_size)
+    if old_size == image_size:
         return model
     if patch_size := getattr(model.config, "patch_size", None):
         _check_patches(image_size, patch_size)
@@ -148,13 +153,16 @@ def set_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
     return resized
 
 
-def _set_timm_image_size(model: TimmWrapperForImageClassification, image_size: int) -> PreTrainedModel:
-    # The processor of a timm model is part of its configuration.
-    old_size = model.config.pretrained_cfg["input_size"][-1]
-    model.config.pretrained_cfg["input_size"] = [3, image_size, image_size]
-    if old_size != image_size and any(name.endswith("pos_embed") for name, _ in model.named_parameters()):
-        raise UsageError(f"{model.config.architecture} fits {old_size} pixels only; leave --image_size out")
-    return model
+def _try_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
+    """The model itself, once a blank photo of this side has gone through it."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        kind = getattr(model.config, "architecture", model.config.model_type)
+        raise UsageError(f"this {kind} model takes no photos of {image_size} pixels; leave --image_size out") from error
+    return model.train(was_training)
 
 
 def _interpolate_positions(positions: torch.Tensor, length: int) -> torch.Tensor:

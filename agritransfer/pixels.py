@@ -6,6 +6,7 @@ augmentation and normalisation run on whole batches, on the device that trains.
 
 import copy
 import io
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import datasets
 import numpy as np
 import pillow_heif
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor, TimmWrapperImageProcessor
 
@@ -35,19 +36,29 @@ def decode_photo(photo: str | Path | bytes) -> Image.Image:
     Raises `OSError` or `ValueError`, with the reason, for what is not a whole photo.
     """
     source = io.BytesIO(photo) if isinstance(photo, bytes) else photo
-    with Image.open(source, formats=PHOTO_FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are over {MAX_PIXELS // 10**6} million; shrink it")
-        image.load()
-        return _as_rgb(ImageOps.exif_transpose(image))
+    limit = f"over {MAX_PIXELS // 10**6} million pixels; shrink it"
+    try:
+        with Image.open(source, formats=PHOTO_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} is {limit}")
+            image.load()
+            return _as_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        # Pillow's own words name an address in memory.
+        raise ValueError(f"no photo in any of the formats {', '.join(PHOTO_FORMATS)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(limit) from error
+    except (SyntaxError, struct.error, EOFError) as error:
+        # Raised for a broken part of a PNG, for broken EXIF, and for HEIC that ends too early.
+        raise ValueError(str(error)) from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
+    if image.mode.startswith("I;16"):
         # Pillow clips 16 bits to 8, which turns most of a photo white.
         return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers without a known range; save it with 8 or 16 bits")
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers without a known range; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -25,7 +25,7 @@ def train_layers(model: PreTrainedModel, layers: str) -> None:
         return
     if layers == "head":
         train_head_only(model)
-    elif layers.isdigit() and int(layers) > 0:
+    elif layers.isdecimal() and int(layers) > 0:
         freeze_below(model, int(layers))
     else:
         raise UsageError(f"--train_layers {layers} is none of: all, head, or a number of blocks such as 4")

@@ -106,7 +106,12 @@ class ImageTrainer(Trainer):
 
 def load_strictly(model: PreTrainedModel, checkpoint: str) -> None:
     """Load every weight of a saved model, or raise `RuntimeError`; names are translated by `from_pretrained`."""
-    saved = type(model).from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True)
+    saved, report = type(model).from_pretrained(
+        checkpoint, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    # `from_pretrained` would draw these anew, with a warning.
+    if lost := sorted(report["missing_keys"]):
+        raise RuntimeError(f"the checkpoint '{checkpoint}' lacks {len(lost)} weights, such as {lost[0]}")
     model.load_state_dict(saved.state_dict(), strict=True)
 
 
@@ -159,8 +164,10 @@ class ProgressLines(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = logs.get("loss", self.loss)
-        if "loss" in logs and not math.isfinite(logs["loss"]):
-            raise DivergedError(f"the loss became {logs['loss']} by step {state.global_step}; lower --learning_rate")
+        # The summary at the end stands for the steps since the last line.
+        latest = logs.get("loss", logs.get("train_loss", 0.0))
+        if not math.isfinite(latest):
+            raise DivergedError(f"the loss became {latest} by step {state.global_step}; lower --learning_rate")
         if "eval_macro_f1" in logs and state.is_world_process_zero:
             tqdm.write(
                 f"epoch {state.epoch:g}/{state.num_train_epochs}  loss {self.loss:.3f}  validation: "
