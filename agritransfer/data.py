@@ -1,25 +1,18 @@
 """Which photos, which labels, which split?
 
-Folders are listed and labelled here, not by `datasets.load_dataset("imagefolder")`, which guesses splits from any word
-of a path and merges `Tomato/healthy` with `Corn/healthy`. Data sets of the Hub come through `datasets`.
+Splits that the data lacks are cut stratified, seeded and without dividing a group; every photo is decoded once.
 """
 
 import csv
 import hashlib
-import os
 import random
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import datasets
-import huggingface_hub
-from huggingface_hub.utils import httpx
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 from transformers import BaseImageProcessor
@@ -27,38 +20,9 @@ from transformers import BaseImageProcessor
 from agritransfer.arguments import available_cores
 from agritransfer.errors import DataError, UsageError
 from agritransfer.pixels import PhotoDataset, decode_photo
+from agritransfer.sources import Photo, in_one_line, read_source, read_table
 
 SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".heic", ".heif"}
-PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth"}
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One photo: its row among the images, its name in the data set, label name, split ("" before the cut), group."""
-
-    row: int
-    file: str
-    label: str
-    split: str
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a data set holds before it is split: `images` has the column `image` (path or bytes, not decoded)."""
-
-    images: datasets.Dataset
-    photos: list[Photo]
-    labels: list[str]
-    revision: str | None = None
-    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +73,7 @@ def load_splits(
 
     Raises `UsageError` when there is no such data set and `DataError` when it cannot be trained on.
     """
-    source = _read_source(dataset_name, revision, image_column_name, label_column_name)
+    source = read_source(dataset_name, revision, image_column_name, label_column_name)
     found, left_out = source.photos, source.left_out
     method, seed = "official", None
     present = {photo.split for photo in found}
@@ -149,7 +113,7 @@ def load_shift_photos(
     max_eval_samples: int | None = None,
 ) -> Splits:
     """A second test set, its labels aligned by name with the trained ones; a split set gives its test only."""
-    source = _read_source(dataset_name, None, image_column_name, label_column_name)
+    source = read_source(dataset_name, None, image_column_name, label_column_name)
     if unknown := sorted(set(source.labels) - set(labels)):
         raise DataError(f"'{dataset_name}' has labels that are not trained: {unknown}; trained are {labels}")
     has_test = any(photo.split == "test" for photo in source.photos)
@@ -196,185 +160,6 @@ def counts_table(splits: Splits) -> str:
     if drawn := len(splits.found) - len(splits.photos) - len(splits.broken):
         lines.append(f"left out: {drawn} photos over --max_train_samples or --max_eval_samples")
     return "\n".join(lines)
-
-
-def _read_source(name: str, revision: str | None, image_column: str | None, label_column: str | None) -> Source:
-    folder = Path(name)
-    if folder.is_dir():
-        return _read_folder(folder)
-    if folder.suffix.lower() in PICKLE_SUFFIXES:
-        raise DataError(f"'{name}' is a pickle, which can run code when it is read; use a folder of photos or parquet")
-    if folder.exists() or not HUB_ID.fullmatch(name):
-        raise UsageError(f"'{name}' is neither a folder nor a Hub id such as user/photos; try sample/leaves")
-    return _read_hub(name, revision, image_column, label_column)
-
-
-def _read_folder(folder: Path) -> Source:
-    # Path.rglob would pass over class folders that are links, which they often are on a cluster.
-    files = sorted(Path(parent, file) for parent, _, files in os.walk(folder, followlinks=True) for file in files)
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    pictures = {name: path for name, path in names.items() if _is_photo(name)}
-    if not pictures:
-        raise DataError(f"'{folder}' holds no photos; it needs class folders such as {folder}/healthy/leaf.jpg")
-    if "metadata.csv" in names:
-        rows, without_row = _rows_of_metadata(names["metadata.csv"], pictures)
-    else:
-        rows, without_row = _rows_of_folders(folder, pictures), []
-    others = [name for name in names if name not in pictures and name != "metadata.csv"]
-    left_out = [f"{name} (not in metadata.csv)" for name in without_row] + [f"{name} (not a photo)" for name in others]
-    images = [{"path": str(pictures[row["file"]]), "bytes": None} for row in rows]
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    return Source(
-        datasets.Dataset.from_dict({"image": images}, features=features),
-        [Photo(row=i, **row) for i, row in enumerate(rows)],
-        sorted({row["label"] for row in rows}),
-        left_out=tuple(left_out),
-    )
-
-
-def _is_photo(name: str) -> bool:
-    # Finder leaves ._leaf.jpg files that hold no picture, Jupyter leaves copies in .ipynb_checkpoints.
-    return Path(name).suffix.lower() in PHOTO_SUFFIXES and not any(part.startswith(".") for part in name.split("/"))
-
-
-def _rows_of_folders(folder: Path, pictures: dict[str, Path]) -> list[dict[str, str]]:
-    tops = {name.split("/")[0] for name in pictures if "/" in name}
-    split_of = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
-    # A class may be called `test`; only where every folder is a split are they splits.
-    others = sorted(tops - set(split_of))
-    if others and len(set(split_of.values())) > 1:
-        raise DataError(f"'{folder}' has the splits {sorted(split_of)} beside other folders: {others}; move those out")
-    if others:
-        split_of = {}
-    if len(set(split_of.values())) < len(split_of):
-        raise DataError(f"'{folder}' has two folders for one split: {sorted(split_of)}; merge or rename them")
-    rows = []
-    for name in pictures:
-        parts = name.split("/")
-        split = split_of.get(parts[0], "")
-        label = "/".join(parts[1:-1] if split else parts[:-1])
-        if not label:
-            raise DataError(f"'{name}' lies outside of any class folder; move it to {folder}/CLASS/")
-        rows.append({"file": name, "label": label, "split": split})
-    return rows
-
-
-def _rows_of_metadata(path: Path, pictures: dict[str, Path]) -> tuple[list[dict[str, str]], list[str]]:
-    table = _read_table(path, ["file_name", "label"])
-    if absent := [row["file_name"] for row in table if row["file_name"] not in pictures]:
-        raise DataError(f"'{path}' names {len(absent)} photos that are not there, such as '{absent[0]}'")
-    if unlabelled := [row["file_name"] for row in table if not row["label"]]:
-        raise DataError(f"'{path}' gives no label to {len(unlabelled)} photos, such as '{unlabelled[0]}'")
-    if repeated := [name for name, times in Counter(row["file_name"] for row in table).items() if times > 1]:
-        raise DataError(f"'{path}' names {len(repeated)} photos more than once, such as '{repeated[0]}'")
-    rows = []
-    for row in table:
-        split = (row.get("split") or "").strip().lower()
-        if split and split not in SPLIT_NAMES:
-            raise DataError(f"'{path}' has the split '{row['split']}'; allowed are train, validation and test")
-        split = SPLIT_NAMES.get(split, "")
-        rows.append({"file": row["file_name"], "label": row["label"], "split": split, "group": row.get("group") or ""})
-    if len({row["split"] for row in rows}) > 1 and any(not row["split"] for row in rows):
-        raise DataError(f"'{path}' gives a split to some photos only; give one to every photo or to none")
-    return rows, sorted(set(pictures) - {row["file"] for row in rows})
-
-
-def _read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = list(csv.DictReader(file))
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8; save it again as CSV UTF-8") from error
-    if not table or not set(columns) <= set(table[0]):
-        raise DataError(f"'{path}' needs the columns {','.join(columns)}; others may be there too, such as split,group")
-    return table
-
-
-def _read_hub(name: str, revision: str | None, image_column: str | None, label_column: str | None) -> Source:
-    if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        with _hub_errors(name):
-            info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
-        revision, files = info.sha, [sibling.rfilename for sibling in info.siblings]
-        _refuse_code(name, files)
-        if not any(file.endswith((".parquet", ".arrow")) for file in files):
-            # Without parquet the repository is a folder of photos, with the traps of any folder.
-            with _hub_errors(name):
-                folder = huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision)
-            return replace(_read_folder(Path(folder)), revision=revision)
-    with _hub_errors(name):
-        loaded = datasets.load_dataset(name, revision=revision)
-    return replace(_source_of_tables(name, loaded, image_column, label_column), revision=revision)
-
-
-@contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
-    # ValueError: a name that no Hub id can have, or a data set of several configurations.
-    try:
-        yield
-    except (httpx.HTTPError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(
-            f"the Hub data set '{name}' could not be read: {_in_one_line(error)}; check the name and HF_TOKEN"
-        ) from error
-
-
-def _in_one_line(error: Exception) -> str:
-    # Of the Hub's many lines the second says what was not found.
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
-
-
-def _refuse_code(name: str, files: Sequence[str]) -> None:
-    script = name.split("/")[-1] + ".py"
-    if script in files:
-        raise DataError(f"'{name}' is a loading script ({script}), which would run its code here; use a parquet copy")
-    if pickles := [file for file in files if Path(file).suffix.lower() in PICKLE_SUFFIXES]:
-        raise DataError(
-            f"'{name}' holds the pickle {pickles[0]}, which can run code when it is read; use a parquet copy"
-        )
-
-
-def _source_of_tables(
-    name: str, loaded: datasets.DatasetDict, image_column: str | None, label_column: str | None
-) -> Source:
-    features = next(iter(loaded.values())).features
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    image_column = _pick_column(name, "image", image_column, images, list(features))
-    class_labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    by_name = [column for column in features if column in ("label", "labels")]
-    label_column = _pick_column(name, "label", label_column, class_labels or by_name, list(features))
-    names = features[label_column].names if isinstance(features[label_column], datasets.ClassLabel) else None
-    photos, tables, left_out = [], [], []
-    for key, table in loaded.items():
-        if key.lower() not in SPLIT_NAMES and len(loaded) > 1:
-            left_out.append(f"the split '{key}' ({len(table)} photos)")
-            continue
-        split = SPLIT_NAMES.get(key.lower(), "") if len(loaded) > 1 else ""
-        first_row = sum(map(len, tables))
-        labelled = [(i, label) for i, label in enumerate(table[label_column]) if label is not None and label != -1]
-        for i, label in labelled:
-            photos.append(Photo(first_row + i, f"{key}/{i:06d}", names[label] if names else str(label), split))
-        # The Hub's word for a secret label is -1, which Python would take for the last class.
-        if without_label := len(table) - len(labelled):
-            left_out.append(f"{without_label} photos of the split '{key}', without a label")
-        table = table.select_columns([image_column])
-        # `datasets` refuses to give a column the name that it has.
-        tables.append(table if image_column == "image" else table.rename_column(image_column, "image"))
-    if not photos:
-        raise DataError(f"'{name}' has no labelled photos in a train, validation or test split: {left_out}")
-    images = datasets.concatenate_datasets(tables).cast_column("image", datasets.Image(decode=False))
-    used = {photo.label for photo in photos}
-    labels = [label for label in names if label in used] if names else sorted(used)
-    return Source(images, photos, labels, left_out=tuple(left_out))
-
-
-def _pick_column(name: str, role: str, chosen: str | None, candidates: list[str], columns: list[str]) -> str:
-    if chosen is None and len(candidates) == 1:
-        return candidates[0]
-    if chosen is None:
-        raise UsageError(f"'{name}' has {candidates or 'no'} {role} columns; name one with --{role}_column_name")
-    if chosen not in columns:
-        raise UsageError(f"'{name}' has no column '{chosen}' for --{role}_column_name; it has {columns}")
-    return chosen
 
 
 def _cut_splits(photos: list[Photo], fractions: dict[str, float], seed: int) -> list[Photo]:
@@ -429,7 +214,7 @@ def _cut_groups(photos: list[Photo], train: list[int], share: float, seed: int) 
 def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tuple[str, ...]]:
     if not path.is_file():
         raise UsageError(f"no splits file at '{path}'; a finished run has one, such as runs/NAME/splits.csv")
-    split_of = {row["file"]: row["split"] for row in _read_table(path, ["file", "split"])}
+    split_of = {row["file"]: row["split"] for row in read_table(path, ["file", "split"])}
     if unknown := sorted(set(split_of.values()) - set(SPLITS), key=str):
         raise DataError(f"'{path}' has the splits {unknown}; allowed are train, validation and test")
     known = {photo.file for photo in photos}
@@ -464,11 +249,13 @@ def _decode_all(
                 return "", "the file is empty"
             decode_photo(content)
         except (OSError, ValueError) as error:
-            return "", _in_one_line(error)
+            return "", in_one_line(error)
         return hashlib.sha256(content).hexdigest(), ""
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        bar = tqdm(pool.map(check, photos), total=len(photos), desc="checking photos", delay=2, leave=False)
+        bar = tqdm(
+            pool.map(check, photos), total=len(photos), desc="checking photos", delay=2, leave=False, disable=None
+        )
         checked = list(zip(photos, bar, strict=True))
     broken = {photo.file: reason for photo, (_, reason) in checked if reason}
     if broken and on_broken == "stop":

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from agritransfer.data import Photo
 from agritransfer.pixels import PhotoDataset, collate, normalization
+from agritransfer.sources import Photo
 
 RESAMPLES = 2000
 
@@ -74,7 +74,7 @@ def predict_logits(model: PreTrainedModel, dataset: PhotoDataset, batch_size: in
     mean, std = (statistic.to(state.device) for statistic in normalization(dataset.processor))
     with state.split_between_processes(list(range(len(dataset)))) as mine, torch.inference_mode():
         loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate)
-        bar = tqdm(loader, desc="scoring", delay=2, leave=False, disable=not state.is_main_process)
+        bar = tqdm(loader, desc="scoring", delay=2, leave=False, disable=None if state.is_main_process else True)
         logits = [model((batch["pixel_values"].to(state.device) - mean) / std).logits.cpu().numpy() for batch in bar]
     return np.concatenate(gather_object(logits))
 

@@ -33,12 +33,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from agritransfer.data import SPLITS, Photo, Splits, write_splits_file
+from agritransfer.data import SPLITS, Splits, write_splits_file
 from agritransfer.errors import DataError, DivergedError, UsageError
 from agritransfer.evaluation import predict_logits, score, write_predictions
 from agritransfer.figures import draw_confusion_matrix, draw_errors, draw_training_curves
 from agritransfer.models import load_pretrained
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
+from agritransfer.sources import Photo
 from agritransfer.strategies import merge_lora
 from agritransfer.training import ImageTrainer
 

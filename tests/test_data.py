@@ -1,0 +1,354 @@
+"""Tests that every photo gets the label and the split that its folder, its table or the Hub says, or is named."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from agritransfer.data import SPLITS, Splits, counts_table, load_shift_photos, load_splits, write_splits_file
+from agritransfer.errors import DataError, UsageError
+from agritransfer.pixels import decode_photo, photo_pixels
+
+LEAVES = {"blight": 40, "healthy": 20, "rust": 10}
+
+
+def put_photos(folder: Path, *names: str) -> None:
+    """Write small photos, each of its own noise, the same for the same name."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(list(name.encode())).integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, "PNG")
+
+
+def put_classes(folder: Path, **counts: int) -> None:
+    put_photos(folder, *(f"{label}/{i:02d}.png" for label, count in counts.items() for i in range(count)))
+
+
+def put_table(folder: Path, header: str, rows: list[str]) -> None:
+    (folder / "metadata.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+
+
+def counts(splits: Splits, split: str) -> dict[str, int]:
+    return dict(Counter(photo.label for photo in splits.of(split)))
+
+
+def where(splits: Splits) -> dict[str, str]:
+    return {photo.file: photo.split for photo in splits.photos}
+
+
+def test_class_folders_are_cut_into_stratified_splits(tmp_path):
+    put_classes(tmp_path, **LEAVES)
+    splits = load_splits(str(tmp_path))
+    assert splits.labels == ["blight", "healthy", "rust"]
+    assert counts(splits, "validation") == {"blight": 6, "healthy": 3, "rust": 2}
+    assert counts(splits, "test") == {"blight": 6, "healthy": 3, "rust": 1}
+    assert counts(splits, "train") == {"blight": 28, "healthy": 14, "rust": 7}
+    assert len(where(splits)) == 70
+    assert (splits.method, splits.seed, splits.revision) == ("stratified", 0, None)
+
+
+def test_the_cut_follows_the_seed_and_the_fractions(tmp_path):
+    put_classes(tmp_path, **LEAVES)
+    first, again, other = (load_splits(str(tmp_path), split_seed=seed) for seed in (7, 7, 8))
+    assert where(first) == where(again)
+    assert where(first) != where(other)
+    assert (first.seed, other.seed) == (7, 8)
+    wide = load_splits(str(tmp_path), validation_fraction=0.3, test_fraction=0.2)
+    assert counts(wide, "validation") == {"blight": 12, "healthy": 6, "rust": 3}
+    assert counts(wide, "test") == {"blight": 8, "healthy": 4, "rust": 2}
+
+
+def test_a_class_too_small_to_be_cut_is_named(tmp_path):
+    put_classes(tmp_path, blight=3, healthy=10, rust=2)
+    with pytest.raises(DataError, match=r"too few photos to cut a test split from: \{'rust': 1\}"):
+        load_splits(str(tmp_path))
+    put_classes(tmp_path, rust=3)
+    splits = load_splits(str(tmp_path))
+    assert [counts(splits, split)["rust"] for split in SPLITS] == [1, 1, 1]
+
+
+def test_an_item_for_training_is_the_photo_and_the_place_of_its_label(tmp_path):
+    put_classes(tmp_path, **LEAVES)
+    splits = load_splits(str(tmp_path))
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    dataset = splits.dataset("validation", processor)
+    assert len(dataset) == 11
+    for photo, item in zip(splits.of("validation"), (dataset[i] for i in range(11)), strict=True):
+        assert splits.labels[item["labels"]] == photo.label == photo.file.split("/")[0]
+        assert torch.equal(item["pixel_values"], photo_pixels(processor, decode_photo(tmp_path / photo.file)))
+
+
+def test_nested_labels_of_one_last_name_stay_two_classes(tmp_path):
+    put_classes(tmp_path / "Tomato", healthy=5, rust=5)
+    put_classes(tmp_path / "Corn", healthy=5)
+    assert load_splits(str(tmp_path)).labels == ["Corn/healthy", "Tomato/healthy", "Tomato/rust"]
+
+
+@pytest.mark.parametrize("label", ["soil_test", "test", "training", "val_2024"])
+def test_a_class_called_like_a_split_stays_a_class(label, tmp_path):
+    put_classes(tmp_path, healthy=10, rust=10, **{label: 10})
+    put_photos(tmp_path, "healthy/img_train_1.jpg", "rust/test.jpg")
+    splits = load_splits(str(tmp_path))
+    assert splits.labels == sorted(["healthy", "rust", label])
+    assert len(splits.found) == len(splits.photos) == 32
+    assert splits.method == "stratified"
+
+
+@pytest.mark.parametrize("folders", [("train", "validation", "test"), ("Train", "VALID", "Testing"), SPLITS[::-1]])
+def test_folders_of_splits_are_kept_whatever_their_case(folders, tmp_path):
+    for folder in folders:
+        put_classes(tmp_path / folder, healthy=len(folder), **{"Corn/rust": 3})
+    splits = load_splits(str(tmp_path))
+    assert splits.labels == ["Corn/rust", "healthy"]
+    for split in SPLITS:
+        folder = next(folder for folder in folders if folder.lower().startswith(split[:3]))
+        assert counts(splits, split) == {"healthy": len(folder), "Corn/rust": 3}
+        assert all(photo.file.startswith(f"{folder}/") for photo in splits.of(split))
+    assert (splits.method, splits.seed) == ("official", None)
+
+
+def test_only_the_split_that_is_missing_is_cut_and_the_test_stays_as_it_is(tmp_path):
+    put_classes(tmp_path / "train", blight=40, rust=20)
+    put_classes(tmp_path / "test", blight=5, rust=4)
+    splits = load_splits(str(tmp_path), split_seed=3)
+    assert counts(splits, "train") == {"blight": 34, "rust": 17}
+    assert counts(splits, "validation") == {"blight": 6, "rust": 3}
+    assert {photo.file.split("/")[0] for photo in splits.of("test")} == {"test"}
+    assert len(splits.of("test")) == 9
+    assert (splits.method, splits.seed) == ("stratified", 3)
+
+
+def test_class_folders_may_be_links(tmp_path):
+    put_classes(tmp_path / "store", blight=10, rust=10)
+    put_classes(tmp_path / "data", healthy=10)
+    for label in ("blight", "rust"):
+        (tmp_path / "data" / label).symlink_to(tmp_path / "store" / label)
+    splits = load_splits(str(tmp_path / "data"))
+    assert splits.labels == ["blight", "healthy", "rust"]
+    assert len(splits.photos) == 30
+
+
+def test_files_that_are_not_used_are_named(tmp_path):
+    put_classes(tmp_path, healthy=10, rust=10)
+    put_photos(tmp_path, "healthy/._00.png", "rust/.ipynb_checkpoints/00-checkpoint.png", "rust/IMG_1.HEIC")
+    (tmp_path / "notes.txt").write_text("taken in May")
+    splits = load_splits(str(tmp_path), max_train_samples=12)
+    assert (len(splits.found), len(splits.of("train"))) == (21, 12)
+    table = counts_table(splits).splitlines()
+    assert [line.split() for line in table[1:4]] == [
+        ["train", "validation", "test"],
+        ["healthy", *f"{counts(splits, 'train')['healthy']} / 7 2 / 2 1 / 1".split()],
+        ["rust", *f"{counts(splits, 'train')['rust']} / 7 2 / 2 2 / 2".split()],
+    ]
+    assert table[4:] == [
+        "left out: healthy/._00.png (not a photo)",
+        "left out: notes.txt (not a photo)",
+        "left out: rust/.ipynb_checkpoints/00-checkpoint.png (not a photo)",
+        "left out: 2 photos over --max_train_samples or --max_eval_samples",
+    ]
+
+
+def test_a_table_gives_labels_splits_and_groups(tmp_path):
+    put_photos(tmp_path, *(f"{i:02d}.png" for i in range(13)))
+    rows = [
+        f"{i:02d}.png,{'healthy' if i % 2 else 'rust'},{['Train', 'dev', 'test'][i % 3]},plant{i}" for i in range(12)
+    ]
+    put_table(tmp_path, "file_name,label,split,group", rows)
+    splits = load_splits(str(tmp_path))
+    assert splits.labels == ["healthy", "rust"]
+    assert [len(splits.of(split)) for split in SPLITS] == [4, 4, 4]
+    for photo in splits.photos:
+        i = int(photo.file[:2])
+        assert (photo.label, photo.split) == (["rust", "healthy"][i % 2], SPLITS[i % 3])
+        assert photo.group == f"plant{i}"
+    assert splits.method == "official"
+    assert splits.left_out == ("12.png (not in metadata.csv)",)
+
+
+def test_a_table_of_labels_alone_is_cut_by_class(tmp_path):
+    put_photos(tmp_path, *(f"photos/{i:02d}.png" for i in range(40)))
+    put_table(tmp_path, "label,file_name", [f"{'ab'[i % 2]},photos/{i:02d}.png" for i in range(40)])
+    splits = load_splits(str(tmp_path))
+    assert counts(splits, "validation") == counts(splits, "test") == {"a": 3, "b": 3}
+    assert splits.method == "stratified"
+
+
+def test_photos_of_one_group_never_stand_in_two_splits(tmp_path):
+    put_photos(tmp_path, *(f"{i:03d}.png" for i in range(120)))
+    # 40 plants of 3 photos, two classes; the last 6 photos belong to no plant.
+    rows = [f"{i:03d}.png,{'ab'[i // 3 % 2]},{f'plant{i // 3}' if i < 114 else ''}" for i in range(120)]
+    put_table(tmp_path, "file_name,label,group", rows)
+    first, again, other = (load_splits(str(tmp_path), split_seed=seed) for seed in (0, 0, 1))
+    for splits in (first, other):
+        split_of = {}
+        for photo in splits.photos:
+            assert split_of.setdefault(photo.group or photo.file, photo.split) == photo.split
+        for split in ("validation", "test"):
+            assert 12 <= len(splits.of(split)) <= 24
+            assert min(counts(splits, split).values()) >= 5
+        assert splits.method == "group"
+    assert where(first) == where(again)
+    assert where(first) != where(other)
+
+
+def test_a_splits_file_gives_the_same_split_again(tmp_path):
+    put_classes(tmp_path / "data", **LEAVES)
+    splits = load_splits(str(tmp_path / "data"), split_seed=5, max_train_samples=40)
+    write_splits_file(tmp_path / "splits.csv", splits)
+    again = load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "splits.csv"))
+    assert again.photos == splits.photos
+    assert again.fingerprint == splits.fingerprint
+    assert sorted(again.left_out) == sorted(
+        f"{photo.file} (not in splits.csv)" for photo in splits.found if photo not in splits.photos
+    )
+    assert len(again.left_out) == 9
+
+    used = splits.photos[0].file
+    (tmp_path / "data" / used).rename(tmp_path / "data/rust/new.png")
+    with pytest.raises(DataError, match=f"names 1 photos that the data set lacks, such as '{used}'"):
+        load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "splits.csv"))
+    with pytest.raises(UsageError, match="no splits file at"):
+        load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "no.csv"))
+    for text in ("file,split\nrust/01.png,field\n", "name,split\nrust/01.png,test\n"):
+        (tmp_path / "splits.csv").write_text(text)
+        with pytest.raises(DataError, match=r"has the splits \['field'\]|needs the columns file,split"):
+            load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "splits.csv"))
+
+
+def test_broken_photos_stop_the_run_or_are_counted(tmp_path):
+    put_classes(tmp_path, healthy=20, rust=20)
+    (tmp_path / "healthy/00.png").write_bytes((tmp_path / "healthy/00.png").read_bytes()[:60])
+    (tmp_path / "rust/empty.jpg").touch()
+    (tmp_path / "rust/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "rust/text.jpg").write_text("leaf")
+    with pytest.raises(DataError) as stopped:
+        load_splits(str(tmp_path))
+    message = str(stopped.value)
+    assert message.startswith("4 photos cannot be decoded: healthy/00.png (")
+    assert "rust/empty.jpg (the file is empty); rust/gone.jpg ([Errno 2] No such file" in message
+    assert "rust/text.jpg (no photo in any of the formats JPEG" in message
+    assert (message.count("\n"), stopped.value.exit_code) == (0, 3)
+
+    splits = load_splits(str(tmp_path), on_broken="skip")
+    assert list(splits.broken) == ["healthy/00.png", "rust/empty.jpg", "rust/gone.jpg", "rust/text.jpg"]
+    assert (len(splits.found), len(splits.photos)) == (43, 39)
+    assert not set(splits.broken) & set(where(splits))
+    assert "left out, broken: rust/empty.jpg (the file is empty)" in counts_table(splits).splitlines()
+
+
+def test_the_fingerprint_is_of_content_and_labels_not_of_names_and_order(tmp_path):
+    put_classes(tmp_path / "first", healthy=10, rust=10)
+    for name in ("renamed", "relabelled", "retouched"):
+        for i, photo in enumerate(sorted((tmp_path / "first").rglob("*.png"), reverse=True)):
+            copy = tmp_path / name / photo.parent.name / f"{i}.png"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(photo.read_bytes())
+    (tmp_path / "relabelled/rust/0.png").rename(tmp_path / "relabelled/healthy/0.png")
+    put_photos(tmp_path / "retouched", "rust/0.png")
+    first, renamed, relabelled, retouched = (
+        load_splits(str(tmp_path / name), split_seed=seed).fingerprint
+        for seed, name in enumerate(["first", "renamed", "relabelled", "retouched"])
+    )
+    assert first == renamed
+    assert len({first, relabelled, retouched}) == 3
+
+
+def test_a_limit_draws_from_the_whole_split_and_again_the_same(tmp_path):
+    put_classes(tmp_path, **LEAVES)
+    limited = load_splits(str(tmp_path), max_train_samples=30, max_eval_samples=4)
+    assert [len(limited.of(split)) for split in SPLITS] == [30, 4, 4]
+    assert limited.labels == ["blight", "healthy", "rust"]
+    assert min(counts(limited, "train").values()) >= 1
+    assert where(limited) == where(load_splits(str(tmp_path), max_train_samples=30, max_eval_samples=4))
+    assert where(limited).items() <= where(load_splits(str(tmp_path))).items()
+    with pytest.raises(UsageError, match="begin at 1; found 0"):
+        load_splits(str(tmp_path), max_train_samples=0)
+
+
+@pytest.mark.parametrize("fractions", [{"test_fraction": 0}, {"validation_fraction": 0.9}, {"test_fraction": -0.1}])
+def test_fractions_that_cannot_be_cut_are_refused(fractions, tmp_path):
+    put_classes(tmp_path, healthy=10, rust=10)
+    with pytest.raises(UsageError, match="cannot be cut; each is above 0, together they are below 1"):
+        load_splits(str(tmp_path), **fractions)
+
+
+REFUSED_FOLDERS = {
+    r"holds no photos; it needs class folders such as .*/healthy/leaf.jpg": ["notes.txt"],
+    r"'stray.png' lies outside of any class folder; move it to .*/CLASS/": ["a/1.png", "b/1.png", "stray.png"],
+    r"'train/stray.png' lies outside of any class folder": ["train/a/1.png", "test/a/1.png", "train/stray.png"],
+    r"only one class was found: \['a'\]": ["a/1.png", "a/2.png", "a/3.png"],
+    r"classes without a train photo: \['b'\]": [f"{s}/a/1.png" for s in SPLITS] + ["test/b/2.png"],
+    r"the train split holds no photos": ["test/a/1.png", "test/b/1.png"],
+    r"has two folders for one split: \['train', 'val', 'valid'\]": ["train/a/1.png", "val/a/1.png", "valid/a/1.png"],
+    r"has the splits \['test', 'train'\] beside other folders: \['new'\]": [
+        "train/a/1.png",
+        "test/a/1.png",
+        "new/1.png",
+    ],
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED_FOLDERS)
+def test_a_folder_that_cannot_be_trained_on_is_refused(reason, tmp_path):
+    put_photos(tmp_path, *REFUSED_FOLDERS[reason])
+    with pytest.raises(DataError, match=reason):
+        load_splits(str(tmp_path))
+
+
+REFUSED_TABLES = {
+    r"needs the columns file_name,label": "file,label\n1.png,a\n",
+    r"names 1 photos that are not there, such as '7.png'": "file_name,label\n1.png,a\n7.png,b\n",
+    r"gives no label to 1 photos, such as '2.png'": "file_name,label\n1.png,a\n2.png,\n",
+    r"names 1 photos more than once, such as '1.png'": "file_name,label,split\n1.png,a,train\n1.png,a,test\n",
+    r"has the split 'field'; allowed are": "file_name,label,split\n1.png,a,field\n2.png,b,test\n",
+    r"gives a split to some photos only": "file_name,label,split\n1.png,a,train\n2.png,b,\n",
+    r"2 groups of 3 photos are too few": "file_name,label,group\n1.png,a,x\n2.png,b,x\n3.png,a,y\n",
+    r"is not UTF-8": "file_name,label\n1.png,é\n",
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED_TABLES)
+def test_a_table_that_cannot_be_right_is_refused(reason, tmp_path):
+    put_photos(tmp_path, "1.png", "2.png", "3.png")
+    (tmp_path / "metadata.csv").write_text(REFUSED_TABLES[reason], encoding="latin-1")
+    with pytest.raises(DataError, match=reason):
+        load_splits(str(tmp_path))
+
+
+def test_a_name_that_is_no_data_set_is_refused(tmp_path):
+    (tmp_path / "leaves.pkl").touch()
+    (tmp_path / "leaves.zip").touch()
+    with pytest.raises(DataError, match="is a pickle, which can run code when it is read"):
+        load_splits(str(tmp_path / "leaves.pkl"))
+    for name in (tmp_path / "nothing", tmp_path / "leaves.zip", "leaves"):
+        with pytest.raises(UsageError, match="is neither a folder nor a Hub id") as refused:
+            load_splits(str(name))
+        assert refused.value.exit_code == 2
+
+
+def test_the_labels_of_a_field_set_are_those_that_were_trained(tmp_path):
+    put_classes(tmp_path, rust=3, healthy=2)
+    shift = load_shift_photos(str(tmp_path), ["blight", "healthy", "rust"])
+    assert shift.labels == ["blight", "healthy", "rust"]
+    assert shift.label_indices("shift") == [1, 1, 2, 2, 2]
+    assert shift.of("train") == shift.of("test") == []
+    assert (shift.method, shift.seed) == ("official", None)
+    assert len(load_shift_photos(str(tmp_path), ["healthy", "rust"], max_eval_samples=4).photos) == 4
+    with pytest.raises(
+        DataError, match=r"labels that are not trained: \['rust'\]; trained are \['blight', 'healthy'\]"
+    ):
+        load_shift_photos(str(tmp_path), ["blight", "healthy"])
+
+
+def test_of_a_field_set_with_splits_the_test_alone_is_scored(tmp_path):
+    put_classes(tmp_path / "train", healthy=4, rust=4)
+    put_classes(tmp_path / "test", healthy=2, rust=1)
+    shift = load_shift_photos(str(tmp_path), ["healthy", "rust"])
+    assert [photo.file for photo in shift.photos] == ["test/healthy/00.png", "test/healthy/01.png", "test/rust/00.png"]
+    assert len(shift.found) == 3
+    assert counts_table(shift).splitlines()[1].split() == ["shift"]
