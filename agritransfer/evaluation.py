@@ -118,7 +118,8 @@ def wilson_interval(successes: int, trials: int) -> list[float]:
 
 def macro_f1_interval(answers: np.ndarray, truth: np.ndarray, num_labels: int, seed: int = 0) -> list[float]:
     """95 % bootstrap interval of macro F1 over the photos."""
-    drawn = np.random.default_rng(seed).integers(len(truth), size=(RESAMPLES, len(truth)))
+    random = np.random.default_rng(seed)
+    drawn = (random.integers(len(truth), size=len(truth)) for _ in range(RESAMPLES))
     values = [_macro_f1(answers[rows], truth[rows], num_labels) for rows in drawn]
     return [float(bound) for bound in np.quantile(values, [0.025, 0.975])]
 
@@ -133,8 +134,9 @@ def _macro_f1(answers: np.ndarray, truth: np.ndarray, num_labels: int) -> float:
 def paired_gain_interval(right: np.ndarray, right_of_other: np.ndarray, seed: int = 0) -> list[float]:
     """95 % bootstrap interval of the gain in accuracy over another model on the same photos; both boolean (photos,)."""
     gain = right.astype(float) - right_of_other.astype(float)
-    drawn = np.random.default_rng(seed).integers(len(gain), size=(RESAMPLES, len(gain)))
-    return [float(bound) for bound in np.quantile(gain[drawn].mean(axis=1), [0.025, 0.975])]
+    random = np.random.default_rng(seed)
+    means = [gain[random.integers(len(gain), size=len(gain))].mean() for _ in range(RESAMPLES)]
+    return [float(bound) for bound in np.quantile(means, [0.025, 0.975])]
 
 
 def write_predictions(path: Path, scored: dict[str, tuple[Sequence[Photo], np.ndarray]], labels: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from transformers import (
     ConvNextImageProcessor,
     ConvNextV2Config,
     ConvNextV2ForImageClassification,
+    EfficientNetImageProcessor,
     PreTrainedModel,
     TimmWrapperForImageClassification,
     ViTConfig,
@@ -50,6 +51,9 @@ def load_processor(model_name_or_path: str, revision: str | None, image_size: in
             )
     except (OSError, ValueError) as error:
         raise _cannot_load("image processor", model_name_or_path, error) from error
+    if isinstance(processor, EfficientNetImageProcessor):
+        # It normalises twice, in a way that no other tool repeats.
+        raise UsageError(f"'{model_name_or_path}' has a processor of its own kind; use timm/efficientnet_b0.ra_in1k")
     if image_size is None or image_size == processor_image_size(processor):
         return processor
     return resize_processor(processor, image_size)

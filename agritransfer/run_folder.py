@@ -156,7 +156,8 @@ def load_model(folder: Path) -> PreTrainedModel:
 
 
 def _load_adapter(folder: Path, base_model: dict, processor: BaseImageProcessor) -> PeftModel:
-    labels = list(AutoConfig.from_pretrained(folder).id2label.values())
+    id2label = AutoConfig.from_pretrained(folder).id2label
+    labels = [id2label[index] for index in sorted(id2label)]
     base = load_pretrained(base_model["name"], base_model["revision"], labels, processor_image_size(processor))
     return PeftModel.from_pretrained(base, folder).eval()
 

@@ -165,6 +165,9 @@ def test_the_interval_of_macro_f1_is_of_the_f1_of_scikit_learn():
     assert macro_f1_interval(np.array([2]), np.array([1]), 3) == [0.0, 0.0]
     # Photos without any mistake have no draw with one.
     assert macro_f1_interval(np.arange(30) % 3, np.arange(30) % 3, 3) == [1.0, 1.0]
+    # A class that is answered but never shown takes no part: half right among 100 photos of one class has an F1 of 2/3.
+    low, high = macro_f1_interval(np.repeat([1, 2], 50), np.full(100, 1), 3)
+    assert 0.5 < low < 2 / 3 < high < 0.8
     # The middle of the draws lies at the score, here of a classifier that is right in 2 of 3 and in 1 of 3.
     truth, answers = (
         np.repeat([0, 1], 300),

@@ -23,6 +23,7 @@ from transformers import (
     DeiTForImageClassification,
     Dinov2Config,
     Dinov2ForImageClassification,
+    EfficientNetImageProcessor,
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
@@ -341,3 +342,9 @@ def test_a_network_from_scratch_takes_the_size_asked_for():
     convolutional, processor = build_from_scratch("convnextv2", "nano", LABELS, 100)
     assert processor_image_size(processor) == 100
     assert logits(convolutional, pixels(100)).shape == (2, 3)
+
+
+def test_the_processor_that_normalises_twice_is_refused_with_another_model(tmp_path):
+    EfficientNetImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="use timm/efficientnet_b0"):
+        load_processor(str(tmp_path), None, None)
