@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 INK, ACCENT, SOFT = "#20302a", "#2f7d4f", "#c0562f"
@@ -52,40 +53,26 @@ def draw_confusion_matrix(path: Path, matrix: Sequence[Sequence[int]], labels: S
 
 def draw_training_curves(path: Path, log_history: Sequence[dict[str, Any]], best_step: int) -> None:
     """Losses and validation scores over the epochs, with the epoch whose weights were kept."""
-    trained = [entry for entry in log_history if "loss" in entry]
     scored = [entry for entry in log_history if "eval_loss" in entry]
     figure, (losses, scores) = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     marker = "o" if len(scored) < 30 else None
-    losses.plot(
-        [e["epoch"] for e in trained], [e["loss"] for e in trained], color=SOFT, label="training", marker=marker, ms=3
-    )
-    losses.plot(
-        [e["epoch"] for e in scored],
-        [e["eval_loss"] for e in scored],
-        color=ACCENT,
-        label="validation",
-        marker=marker,
-        ms=3,
-    )
-    for name, colour in (("accuracy", SOFT), ("macro_f1", ACCENT)):
-        values = [entry[f"eval_{name}"] for entry in scored]
-        scores.plot(
-            [e["epoch"] for e in scored], values, color=colour, label=name.replace("_f1", " F1"), marker=marker, ms=3
-        )
+
+    def draw(axes: plt.Axes, name: str, label: str, colour: str) -> None:
+        entries = [entry for entry in log_history if name in entry]
+        values = [entry[name] for entry in entries]
+        axes.plot([entry["epoch"] for entry in entries], values, color=colour, label=label, marker=marker, ms=3)
+
+    draw(losses, "loss", "training", SOFT)
+    draw(losses, "eval_loss", "validation", ACCENT)
+    draw(scores, "eval_accuracy", "accuracy", SOFT)
+    draw(scores, "eval_macro_f1", "macro F1", ACCENT)
     for best in (entry["epoch"] for entry in scored if entry["step"] == best_step):
         for axes in (losses, scores):
-            axes.axvline(best, color=INK, lw=0.8, ls=":")
-        scores.annotate(
-            "kept",
-            (best, 0.03),
-            xytext=(4, 0),
-            textcoords="offset points",
-            color=INK,
-            xycoords=("data", "axes fraction"),
-        )
+            axes.axvline(best, color=INK, lw=0.8, ls=":", label="weights kept")
     losses.set(xlabel="epoch", title="Loss", ylim=(0, None))
     scores.set(xlabel="epoch", title="Validation score", ylim=(None, 1.01))
     for axes in (losses, scores):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
         axes.grid(alpha=0.2)
     _save(figure, path)
@@ -102,6 +89,7 @@ def draw_errors(path: Path, errors: Sequence[tuple[Image.Image, str, str, float]
         axes.axis("off")
     for axes, (photo, truth, answer, confidence) in zip(grid.flat, errors, strict=False):
         axes.imshow(photo)
+        axes.set_anchor("NW")
         axes.set_title(f"answer: {answer} ({confidence:.0%})", color=SOFT, fontsize=9, pad=16, loc="left")
         axes.text(0, 1.02, f"truth: {truth}", transform=axes.transAxes, color=ACCENT, fontsize=9, va="bottom")
     if not errors:
