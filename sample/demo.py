@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
+# Run as a file, Python looks beside it only; the package lies one folder up.
+sys.path.insert(0, str(HERE.parent))
 STRATEGIES = {
     "from scratch": ("train_scratch.py", "sample_scratch"),
     "feature extraction": ("train_finetune.py", "sample_head"),
