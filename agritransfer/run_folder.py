@@ -205,19 +205,7 @@ def write_results(
         "schema": SCHEMA,
         "strategy": strategy,
         "base_model": base_model,
-        "dataset": {
-            "name": splits.name,
-            "revision": splits.revision,
-            "fingerprint": splits.fingerprint,
-            "labels": splits.labels,
-            "counts": {split: dict(Counter(photo.label for photo in splits.of(split))) for split in SPLITS},
-        },
-        "splits": {
-            "method": splits.method,
-            "seed": splits.seed,
-            "leakage": None,
-            "broken": {"found": len(splits.broken), "skipped": len(splits.broken)},
-        },
+        **_data_facts(splits),
         "validation": scores["validation"],
         "test": scores["test"],
         "shift": scores.get("shift"),
@@ -225,7 +213,7 @@ def write_results(
         "training": _training_facts(trainer, load_model(folder).num_parameters()),
         "environment": {
             "python": platform.python_version(),
-            **{p: version(p) for p in PACKAGES},
+            **{package: version(package) for package in PACKAGES},
             "git_commit": _commit(),
         },
         "command": command_line(),
@@ -242,6 +230,25 @@ def write_results(
     print(results_table(results))
     print(f"\nwritten to {folder}: the model, results.json, splits.csv, predictions.csv, figures/")
     print(f'use it: pipeline("image-classification", model="{folder}")')
+
+
+def _data_facts(splits: Splits) -> dict[str, Any]:
+    return {
+        "dataset": {
+            "name": splits.name,
+            "revision": splits.revision,
+            "fingerprint": splits.fingerprint,
+            "labels": splits.labels,
+            "counts": {split: dict(Counter(photo.label for photo in splits.of(split))) for split in SPLITS},
+        },
+        "splits": {
+            "method": splits.method,
+            "seed": splits.seed,
+            # Measured by a later step.
+            "leakage": None,
+            "broken": {"found": len(splits.broken), "skipped": len(splits.broken)},
+        },
+    }
 
 
 def _training_facts(trainer: ImageTrainer, total_parameters: int) -> dict[str, Any]:
