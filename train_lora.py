@@ -3,12 +3,12 @@
     python train_lora.py --dataset_name sample/leaves --model_name_or_path sample/vit --output_dir runs/lora
 
 Other layers, another rank, DoRA:
-    python train_lora.py --dataset_name sample/leaves --model_name_or_path sample/vit \
+    python train_lora.py --dataset_name sample/leaves --model_name_or_path sample/vit \\
         --lora_target_modules q_proj v_proj --lora_r 8 --use_dora
 
 On every GPU of a node, from the Hub, scored on field photos too:
-    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 \
-        train_lora.py --dataset_name AI-Lab-Makerere/beans \
+    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 \\
+        train_lora.py --dataset_name AI-Lab-Makerere/beans \\
         --model_name_or_path facebook/dinov2-small --shift_dataset_name field_photos
 """
 

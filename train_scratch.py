@@ -6,7 +6,7 @@ A convolutional network, with strong augmentation:
     python train_scratch.py --dataset_name sample/leaves --model_type convnextv2 --augmentation strong
 
 On every GPU of a node, scored on field photos too:
-    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 train_scratch.py \
+    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 train_scratch.py \\
         --dataset_name AI-Lab-Makerere/beans --model_size small --image_size 224 --shift_dataset_name field_photos
 """
 

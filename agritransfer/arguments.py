@@ -222,6 +222,8 @@ def _build_parser(argument_classes: Sequence[type], story: str) -> HfArgumentPar
     parser = HfArgumentParser(
         argument_classes, description=story, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    # An error repeats the usage; two lines are read, thirty are not.
+    parser.usage = "%(prog)s --flag value ... (--help lists the flags)"
     parser.epilog = "--help_all adds the Trainer's flags (learning_rate, num_train_epochs, seed, report_to, ...)."
     return parser
 

@@ -27,7 +27,9 @@ def refusal(capsys, classes, flags) -> str:
     with pytest.raises(SystemExit) as end:
         parse_args(classes, "story", flags)
     assert end.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
+    usage, line = capsys.readouterr().err.strip().splitlines()
+    assert usage.startswith("usage: ") and "--help" in usage
+    return line
 
 
 def write_recipe(folder: Path, **flags) -> str:
