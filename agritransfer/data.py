@@ -89,17 +89,17 @@ def load_splits(
     photos, broken, fingerprint = _decode_all(source.images, photos, on_broken)
     _check_classes(photos, source.labels)
     return Splits(
-        dataset_name,
-        source.revision,
-        fingerprint,
-        source.labels,
-        source.images,
-        photos,
-        found,
-        method,
-        seed,
-        broken,
-        left_out,
+        name=dataset_name,
+        revision=source.revision,
+        fingerprint=fingerprint,
+        labels=source.labels,
+        images=source.images,
+        photos=photos,
+        found=found,
+        method=method,
+        seed=seed,
+        broken=broken,
+        left_out=left_out,
     )
 
 
@@ -123,17 +123,17 @@ def load_shift_photos(
     if not photos:
         raise DataError(f"'{dataset_name}' holds no photos that can be decoded")
     return Splits(
-        dataset_name,
-        source.revision,
-        fingerprint,
-        labels,
-        source.images,
-        photos,
-        found,
-        "official",
-        None,
-        broken,
-        source.left_out,
+        name=dataset_name,
+        revision=source.revision,
+        fingerprint=fingerprint,
+        labels=labels,
+        images=source.images,
+        photos=photos,
+        found=found,
+        method="official",
+        seed=None,
+        broken=broken,
+        left_out=source.left_out,
     )
 
 

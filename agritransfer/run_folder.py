@@ -41,7 +41,7 @@ from agritransfer.models import load_pretrained
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
 from agritransfer.sources import Photo
 from agritransfer.strategies import merge_lora
-from agritransfer.training import ImageTrainer
+from agritransfer.training import ImageTrainer, say
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate")
@@ -84,7 +84,7 @@ def _check_unused(folder: Path, restart: bool, resume_from_checkpoint: str | Non
     if (folder / "results.json").exists():
         results = read_results(folder)
         if results["command"] == command_line():
-            print(f"{folder} is finished; its results:\n{results_table(results)}")
+            say(f"{folder} is finished; its results:\n{results_table(results)}")
             sys.exit(0)
         raise UsageError(f"{folder} holds another finished run; choose a new --output_dir or add --restart")
     if resume_from_checkpoint is not None and not Path(resume_from_checkpoint).is_dir():
@@ -131,7 +131,7 @@ def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Spl
     folder, model = Path(trainer.args.output_dir), trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.args.should_save:
         return
-    sample = splits.dataset("test", processor)
+    sample = splits.dataset("validation", processor)
     mean, std = normalization(processor)
     pixels = (collate([sample[i] for i in range(min(8, len(sample)))])["pixel_values"] - mean) / std
     model = model.float().cpu().eval()

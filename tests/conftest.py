@@ -30,6 +30,15 @@ def only_loopback():
     socket.socket.connect = connect
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A tiny network loses more to threads than it gains, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """A folder of class folders: 12 noisy photos of 40 x 30 pixels for each of three colours."""

@@ -51,15 +51,6 @@ RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    # A tiny network loses more to threads than it gains, most of all on a busy machine.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def timm(architecture: str, **model_args) -> TimmWrapperConfig:
     of_pixels = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 3}
     return TimmWrapperConfig(architecture=architecture, model_args=model_args, pretrained_cfg=of_pixels, num_labels=3)

@@ -40,15 +40,6 @@ PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.2,
 NO_FILES = {"eval_strategy": "no", "save_strategy": "no"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    # A tiny network loses more to threads than it gains, most of all on a busy machine.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def vit(seed: int = 0, **changes) -> ViTForImageClassification:
     torch.manual_seed(seed)
     tiny = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
