@@ -33,7 +33,7 @@ def main(data_args, model_args, lora_args, training_args):
         splits = load_splits(data_args.dataset_name, **data_args.split_options())
         shift = None
         if data_args.shift_dataset_name is not None:
-            shift = load_shift_photos(data_args.shift_dataset_name, splits.labels, **data_args.shift_options())
+            splits, shift = load_shift_photos(data_args.shift_dataset_name, splits, **data_args.shift_options())
         say(*map(counts_table, filter(None, [splits, shift])))
 
         # Model
@@ -70,8 +70,17 @@ def main(data_args, model_args, lora_args, training_args):
 
         # Run folder: the best weights, proven on disk, then scored from there
         save_model(trainer, processor, splits, base_model)
-        logits = score_run(folder, splits, shift, training_args.per_device_eval_batch_size)
-        write_results(folder, trainer, splits, shift, logits, strategy=lora_args.strategy, base_model=base_model)
+        outputs = score_run(folder, splits, shift, training_args.per_device_eval_batch_size)
+        write_results(
+            folder,
+            trainer,
+            splits,
+            shift,
+            outputs,
+            strategy=lora_args.strategy,
+            base_model=base_model,
+            target_error=data_args.target_error,
+        )
 
 
 if __name__ == "__main__":

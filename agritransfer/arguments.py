@@ -38,12 +38,23 @@ class DataArguments:
     dataset_revision: str | None = _flag(None, "Branch, tag or commit of a Hub dataset.")
     image_column_name: str | None = _flag(None, "Column of the photos in a Hub dataset; found when there is only one.")
     label_column_name: str | None = _flag(None, "Column of the labels in a Hub dataset; found when there is only one.")
+    group_column_name: str | None = _flag(
+        None, "Column of what must stay in one split, such as the plant or the field; `group` in a metadata.csv."
+    )
+    group_pattern: str | None = _flag(
+        None, "The same from file names: a regular expression, its parentheses name the group. Example: (plant\\d+)_"
+    )
     validation_fraction: float = _flag(0.15, "Share of the photos for validation, where the data has none of its own.")
     test_fraction: float = _flag(0.15, "Share of the photos for the test, where the data has none of its own.")
     split_seed: int = _flag(0, "Seed of the cut; the same seed gives the same split.")
     splits_file: str | None = _flag(None, "A splits.csv of an earlier run: the same split again.")
     on_broken: Literal["stop", "skip"] = _flag(
         "stop", "A photo that cannot be decoded stops the run (exit 3), or is left out and counted."
+    )
+    on_leakage: Literal["drop", "keep", "stop"] = _flag(
+        "drop",
+        "A train photo that is also in the data's own validation or test is left out and counted, kept, or stops "
+        "the run (exit 3).",
     )
     max_train_samples: int | None = _flag(None, "Train on this many photos at most, drawn with --split_seed.")
     max_eval_samples: int | None = _flag(None, "Score this many photos of each split at most; for trying things out.")
@@ -55,12 +66,16 @@ class DataArguments:
     early_stopping_patience: int | None = _flag(
         None, "Stop after this many evaluations without a better validation score."
     )
+    target_error: float = _flag(
+        0.05, 'Answers that may be wrong; the model says "not sure" wherever this would be broken on validation.'
+    )
     recipe: str | None = _flag(None, "A YAML file of flags, such as recipes/sample_lora.yaml; later flags win.")
     restart: bool = _flag(False, "Put an earlier run in --output_dir aside and begin again.")
 
     def split_options(self) -> dict[str, Any]:
         """What `load_splits` wants to know beside the name of the data set."""
-        names = ("validation_fraction", "test_fraction", "split_seed", "splits_file", "max_train_samples")
+        names = ("group_column_name", "group_pattern", "validation_fraction", "test_fraction", "split_seed")
+        names += ("splits_file", "max_train_samples")
         return {
             "revision": self.dataset_revision,
             **{name: getattr(self, name) for name in names},
@@ -69,7 +84,7 @@ class DataArguments:
 
     def shift_options(self) -> dict[str, Any]:
         """What `load_shift_photos` wants to know beside name and labels."""
-        names = ("image_column_name", "label_column_name", "on_broken", "max_eval_samples")
+        names = ("image_column_name", "label_column_name", "on_broken", "on_leakage", "max_eval_samples")
         return {name: getattr(self, name) for name in names}
 
 
@@ -268,6 +283,8 @@ def _refuse_unknown_flags(others: Sequence[str], everything: HfArgumentParser) -
 def _require_names(ours: Sequence[Any], parser: HfArgumentParser) -> None:
     if ours[0].dataset_name is None:
         parser.error("--dataset_name is missing; try --dataset_name sample/leaves")
+    if not 0 < ours[0].target_error < 1:
+        parser.error(f"--target_error {ours[0].target_error} is no share of answers; give one between 0 and 1")
     for arguments in ours:
         if isinstance(arguments, ModelArguments) and arguments.model_name_or_path is None:
             parser.error("--model_name_or_path is missing; try --model_name_or_path sample/vit")

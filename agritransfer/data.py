@@ -1,33 +1,41 @@
 """Which photos, which labels, which split?
 
-Splits that the data lacks are cut stratified, seeded and without dividing a group; every photo is decoded once.
+Photos that are the same are a group, and no cut divides a group. Where the data came split, a train photo that is also
+in validation or test is dropped, kept or stops the run.
 """
 
 import csv
 import hashlib
-import random
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import datasets
-from sklearn.model_selection import StratifiedGroupKFold
-from tqdm import tqdm
 from transformers import BaseImageProcessor
 
-from agritransfer.arguments import available_cores
+from agritransfer.audit import Examination, Inspection, class_faults, examine, photo_warnings, same_photos
+from agritransfer.cuts import cut_splits, draw_samples
+from agritransfer.duplicates import connect
 from agritransfer.errors import DataError, UsageError
-from agritransfer.pixels import PhotoDataset, decode_photo
-from agritransfer.sources import Photo, in_one_line, read_source, read_table
+from agritransfer.pixels import PhotoDataset
+from agritransfer.sources import Photo, read_source, read_table
 
 SPLITS = ("train", "validation", "test")
+# Of two splits that share a photo the later one keeps it.
+SCORED_LAST = {"train": 0, "validation": 1, "test": 2, "": 0}
+# So many leaked photos are named; all are counted.
+SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The photos of a run, every one decoded once; `found` counts what the data set holds, `photos` is what is used."""
+    """The photos of a run, every one decoded once; `found` counts what the data set holds, `photos` is what is used.
+
+    `inspections` has what the audit saw of each of `photos`; `leaked` tells of each photo that is also in a split that
+    is scored later, where it is, and `leaks_dropped` whether those were left out.
+    """
 
     name: str
     revision: str | None
@@ -35,11 +43,15 @@ class Splits:
     labels: list[str]
     images: datasets.Dataset
     photos: list[Photo]
+    inspections: list[Inspection]
     found: list[Photo]
     method: Literal["official", "stratified", "group"]
     seed: int | None
     broken: dict[str, str]
     left_out: tuple[str, ...]
+    leaked: dict[str, str]
+    leaks_dropped: bool
+    warnings: tuple[str, ...]
 
     def of(self, split: str) -> list[Photo]:
         """The photos of one split."""
@@ -61,80 +73,217 @@ def load_splits(
     revision: str | None = None,
     image_column_name: str | None = None,
     label_column_name: str | None = None,
+    group_column_name: str | None = None,
+    group_pattern: str | None = None,
     validation_fraction: float = 0.15,
     test_fraction: float = 0.15,
     split_seed: int = 0,
     splits_file: str | None = None,
     on_broken: Literal["stop", "skip"] = "stop",
+    on_leakage: Literal["drop", "keep", "stop"] = "drop",
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
 ) -> Splits:
-    """Find the photos, give each a label and a split, and decode every one of them once.
+    """Find the photos, audit every one of them once, and give each a label and a split.
 
     Raises `UsageError` when there is no such data set and `DataError` when it cannot be trained on.
     """
-    source = read_source(dataset_name, revision, image_column_name, label_column_name)
+    source = read_source(
+        dataset_name,
+        revision=revision,
+        image_column=image_column_name,
+        label_column=label_column_name,
+        group_column=group_column_name,
+        group_pattern=group_pattern,
+    )
+    if faults := class_faults(source):
+        raise DataError(faults[0])
     found, left_out = source.photos, source.left_out
-    method, seed = "official", None
-    present = {photo.split for photo in found}
     if splits_file is not None:
         found, without_split = _apply_splits_file(found, Path(splits_file))
         left_out += without_split
-    elif missing := [split for split in SPLITS if split not in present]:
+    examination = examine(source.images, found)
+    _stop_if_broken(examination, on_broken)
+    grouped = _merge_groups(examination)
+    leaked = _find_leaks(examination, on_leakage)
+    method, seed, present = "official", None, {photo.split for photo in found}
+    if missing := [split for split in SPLITS if split not in present]:
         fractions = {"validation": validation_fraction, "test": test_fraction}
-        found = _cut_splits(found, {split: fractions[split] for split in missing if split in fractions}, split_seed)
-        method, seed = ("group" if any(photo.group for photo in found) else "stratified"), split_seed
+        fractions = {split: fractions[split] for split in missing if split in fractions}
+        grouped = cut_splits(grouped, fractions, split_seed)
+        method, seed = ("group" if any(photo.group for photo in grouped) else "stratified"), split_seed
+    unfit = set(examination.broken) | (set(leaked) if on_leakage == "drop" else set())
     limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
-    photos = _draw_samples(found, limits, split_seed)
-    photos, broken, fingerprint = _decode_all(source.images, photos, on_broken)
+    photos = draw_samples([photo for photo in grouped if photo.file not in unfit], limits, split_seed)
     _check_classes(photos, source.labels)
+    inspections = _inspections_of(photos, examination)
     return Splits(
         name=dataset_name,
         revision=source.revision,
-        fingerprint=fingerprint,
+        fingerprint=_fingerprint(photos, inspections),
         labels=source.labels,
         images=source.images,
         photos=photos,
-        found=found,
+        inspections=inspections,
+        found=grouped,
         method=method,
         seed=seed,
-        broken=broken,
+        broken=examination.broken,
         left_out=left_out,
+        leaked=leaked,
+        leaks_dropped=on_leakage == "drop",
+        warnings=(*photo_warnings(examination), *_group_warnings(examination, missing)),
     )
 
 
 def load_shift_photos(
     dataset_name: str,
-    labels: list[str],
+    splits: Splits,
     *,
     image_column_name: str | None = None,
     label_column_name: str | None = None,
     on_broken: Literal["stop", "skip"] = "stop",
+    on_leakage: Literal["drop", "keep", "stop"] = "drop",
     max_eval_samples: int | None = None,
-) -> Splits:
-    """A second test set, its labels aligned by name with the trained ones; a split set gives its test only."""
-    source = read_source(dataset_name, None, image_column_name, label_column_name)
-    if unknown := sorted(set(source.labels) - set(labels)):
-        raise DataError(f"'{dataset_name}' has labels that are not trained: {unknown}; trained are {labels}")
+) -> tuple[Splits, Splits]:
+    """A second test set, its labels aligned by name with the trained ones; a split set gives its test only.
+
+    Returns `splits` without the train and validation photos that the second set holds too, and the second set.
+    """
+    source = read_source(dataset_name, image_column=image_column_name, label_column=label_column_name)
+    if unknown := sorted(set(source.labels) - set(splits.labels)):
+        raise DataError(f"'{dataset_name}' has labels that are not trained: {unknown}; trained are {splits.labels}")
     has_test = any(photo.split == "test" for photo in source.photos)
     found = [replace(photo, split="shift") for photo in source.photos if photo.split == "test" or not has_test]
-    photos = _draw_samples(found, {"shift": max_eval_samples}, seed=0)
-    photos, broken, fingerprint = _decode_all(source.images, photos, on_broken)
-    if not photos:
-        raise DataError(f"'{dataset_name}' holds no photos that can be decoded")
-    return Splits(
+    examination = examine(source.images, found)
+    _stop_if_broken(examination, on_broken)
+    found = _merge_groups(examination)
+    photos = [photo for photo in found if photo.file not in examination.broken]
+    photos = draw_samples(photos, {"shift": max_eval_samples}, seed=0)
+    inspections = _inspections_of(photos, examination)
+    shift = Splits(
         name=dataset_name,
         revision=source.revision,
-        fingerprint=fingerprint,
-        labels=labels,
+        fingerprint=_fingerprint(photos, inspections),
+        labels=splits.labels,
         images=source.images,
         photos=photos,
+        inspections=inspections,
         found=found,
         method="official",
         seed=None,
-        broken=broken,
+        broken=examination.broken,
         left_out=source.left_out,
+        leaked={},
+        leaks_dropped=False,
+        warnings=tuple(photo_warnings(examination)),
     )
+    return _without_shift_leaks(splits, shift, on_leakage), shift
+
+
+def _merge_groups(examination: Examination) -> list[Photo]:
+    """The photos, each with its group: those of a given group and those that are the same belong together."""
+    photos = examination.photos
+    given = defaultdict(list)
+    for place, photo in enumerate(photos):
+        if photo.group:
+            given[photo.group].append(place)
+    pairs = [(group[0], place) for group in [*given.values(), *examination.duplicates] for place in group[1:]]
+    merged = list(photos)
+    for group in connect(len(photos), pairs):
+        names = sorted({photos[place].group for place in group} - {""})
+        name = " + ".join(names) or f"same as {photos[group[0]].file}"
+        for place in group:
+            merged[place] = replace(photos[place], group=name)
+    return merged
+
+
+def _find_leaks(examination: Examination, on_leakage: Literal["drop", "keep", "stop"]) -> dict[str, str]:
+    """Where each photo is found again that is also in a split that is scored later."""
+    leaked = {}
+    for group in examination.groups_where("split"):
+        last = max(group, key=lambda photo: SCORED_LAST[photo.split])
+        early = [photo for photo in group if SCORED_LAST[photo.split] < SCORED_LAST[last.split]]
+        leaked |= {photo.file: f"is also in {last.split} as {last.file}" for photo in early}
+    _stop_if_leaked(leaked, on_leakage)
+    return leaked
+
+
+def _without_shift_leaks(splits: Splits, shift: Splits, on_leakage: Literal["drop", "keep", "stop"]) -> Splits:
+    leaked = {}
+    first_of_shift = len(splits.photos)
+    for group in same_photos([*splits.inspections, *shift.inspections]):
+        if group[-1] >= first_of_shift:
+            twin = shift.photos[group[-1] - first_of_shift]
+            early = [splits.photos[place] for place in group if place < first_of_shift]
+            where = f"is also in {shift.name} as {twin.file}"
+            leaked |= {photo.file: where for photo in early if photo.split != "test"}
+    if not leaked:
+        return splits
+    _stop_if_leaked(leaked, on_leakage)
+    kept = [place for place, photo in enumerate(splits.photos) if photo.file not in leaked or on_leakage == "keep"]
+    photos, inspections = [splits.photos[place] for place in kept], [splits.inspections[place] for place in kept]
+    if not any(photo.split == "train" for photo in photos):
+        raise DataError(f"all train photos are also in '{shift.name}'; give other photos to --shift_dataset_name")
+    _check_classes(photos, splits.labels)
+    return replace(
+        splits,
+        photos=photos,
+        inspections=inspections,
+        fingerprint=_fingerprint(photos, inspections),
+        leaked=splits.leaked | leaked,
+    )
+
+
+def _stop_if_leaked(leaked: dict[str, str], on_leakage: str) -> None:
+    if leaked and on_leakage == "stop":
+        named = "; ".join(f"{file} {where}" for file, where in list(leaked.items())[:10])
+        raise DataError(f"{len(leaked)} photos leak: {named}; remove them or use --on_leakage drop")
+
+
+def _stop_if_broken(examination: Examination, on_broken: Literal["stop", "skip"]) -> None:
+    broken = examination.broken
+    if len(broken) == len(examination.photos):
+        raise DataError(f"none of the {len(broken)} photos can be decoded, such as {_named(broken, 1)}; mend them")
+    if broken and on_broken == "stop":
+        raise DataError(
+            f"{len(broken)} photos cannot be decoded: {_named(broken, 10)}; mend them or add --on_broken skip"
+        )
+
+
+def _named(broken: dict[str, str], most: int) -> str:
+    return "; ".join(f"{file} ({reason})" for file, reason in list(broken.items())[:most])
+
+
+def _group_warnings(examination: Examination, missing: Sequence[str]) -> list[str]:
+    warnings = []
+    if copies := examination.duplicates:
+        photos, groups = sum(map(len, copies)), len(copies)
+        warnings.append(f"{photos} photos are copies of each other, in {groups} groups; each group counts as one case")
+    if conflicts := examination.groups_where("label"):
+        named = " and ".join(f"{photo.file}" for photo in conflicts[0][:2])
+        warnings.append(f"{len(conflicts)} groups of equal photos have different labels, such as {named}")
+    splits_of = defaultdict(set)
+    for photo in examination.photos:
+        if photo.group and photo.split:
+            splits_of[photo.group].add(photo.split)
+    if divided := sorted(group for group, splits in splits_of.items() if len(splits) > 1):
+        warnings.append(
+            f"{len(divided)} given groups lie in several of the data's own splits, such as '{divided[0]}'; "
+            "scores may be too high"
+        )
+    return warnings
+
+
+def _inspections_of(photos: list[Photo], examination: Examination) -> list[Inspection]:
+    of_file = dict(zip((photo.file for photo in examination.photos), examination.inspections, strict=True))
+    return [of_file[photo.file] for photo in photos]
+
+
+def _fingerprint(photos: list[Photo], inspections: list[Inspection]) -> str:
+    seen = zip(photos, inspections, strict=True)
+    lines = sorted(f"{photo.label} {inspection.digest}" for photo, inspection in seen)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def write_splits_file(path: Path, splits: Splits) -> None:
@@ -157,58 +306,15 @@ def counts_table(splits: Splits) -> str:
         lines.append(label.ljust(width) + "".join(f"{cell:>14}" for cell in cells))
     lines += [f"left out, broken: {file} ({reason})" for file, reason in splits.broken.items()]
     lines += [f"left out: {reason}" for reason in splits.left_out]
-    if drawn := len(splits.found) - len(splits.photos) - len(splits.broken):
+    verb = "left out, leaked" if splits.leaks_dropped else "kept, though leaked"
+    lines += [f"{verb}: {file} {where}" for file, where in list(splits.leaked.items())[:SHOWN]]
+    if more := len(splits.leaked) - SHOWN:
+        lines += [f"... and {more} more leaked photos"] if more > 0 else []
+    unfit = set(splits.broken) | (set(splits.leaked) if splits.leaks_dropped else set())
+    if drawn := len(splits.found) - len(splits.photos) - len(unfit):
         lines.append(f"left out: {drawn} photos over --max_train_samples or --max_eval_samples")
+    lines += [f"note: {warning}" for warning in splits.warnings]
     return "\n".join(lines)
-
-
-def _cut_splits(photos: list[Photo], fractions: dict[str, float], seed: int) -> list[Photo]:
-    """Move a stratified, seeded share of the train photos to each split that the data lacks."""
-    if any(fraction <= 0 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
-        named = " and ".join(f"--{split}_fraction {fraction}" for split, fraction in fractions.items())
-        raise UsageError(f"{named} cannot be cut; each is above 0, together they are below 1")
-    photos = [replace(photo, split=photo.split or "train") for photo in photos]
-    if all(photo.split != "train" for photo in photos):
-        raise DataError("the train split holds no photos; add some, or give the photos without any split")
-    for split, fraction in fractions.items():
-        # A share of all the photos that are to be cut, not of what an earlier cut left over.
-        train = [i for i, photo in enumerate(photos) if photo.split == "train"]
-        pool = sum(photo.split == "train" or photo.split in fractions for photo in photos)
-        share = fraction * pool / len(train)
-        grouped = any(photos[i].group for i in train)
-        cut = _cut_groups(photos, train, share, seed) if grouped else _cut_classes(photos, train, share, seed, split)
-        for i in cut:
-            photos[i] = replace(photos[i], split=split)
-    return photos
-
-
-def _cut_classes(photos: list[Photo], train: list[int], share: float, seed: int, split: str) -> list[int]:
-    # scikit-learn's stratified cut may leave a small class without a photo; here each class gives at least one.
-    of_class = defaultdict(list)
-    for i in train:
-        of_class[photos[i].label].append(i)
-    if small := {label: len(members) for label, members in of_class.items() if len(members) < 2}:
-        raise DataError(f"too few photos to cut a {split} split from: {small}; add photos or remove these classes")
-    shuffle = random.Random(f"{seed} {split}")
-    cut = []
-    for label in sorted(of_class):
-        members = shuffle.sample(of_class[label], len(of_class[label]))
-        cut += members[: max(1, min(len(members) - 1, round(share * len(members))))]
-    return cut
-
-
-def _cut_groups(photos: list[Photo], train: list[int], share: float, seed: int) -> list[int]:
-    folds = StratifiedGroupKFold(n_splits=max(2, round(1 / share)), shuffle=True, random_state=seed)
-    # A photo without a group is a group of its own.
-    groups = [photos[i].group or f"photo {i}" for i in train]
-    labels = [photos[i].label for i in train]
-    if min(len(set(groups)), max(Counter(labels).values())) < folds.n_splits:
-        raise DataError(
-            f"{len(set(groups))} groups of {len(train)} photos are too few to cut {folds.n_splits} parts from; "
-            "give a split column"
-        )
-    _, cut = next(folds.split(train, labels, groups))
-    return [train[i] for i in cut]
 
 
 def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tuple[str, ...]]:
@@ -224,48 +330,6 @@ def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tu
     return kept, tuple(f"{photo.file} (not in {path.name})" for photo in photos if photo.file not in split_of)
 
 
-def _draw_samples(photos: list[Photo], limits: dict[str, int | None], seed: int) -> list[Photo]:
-    kept = set()
-    for split in {photo.split for photo in photos}:
-        members = [photo.row for photo in photos if photo.split == split]
-        limit = limits[split]
-        if limit is not None and limit < 1:
-            raise UsageError(f"--max_train_samples and --max_eval_samples begin at 1; found {limit}")
-        kept |= set(members if limit is None else random.Random(seed).sample(members, min(limit, len(members))))
-    return [photo for photo in photos if photo.row in kept]
-
-
-def _decode_all(
-    images: datasets.Dataset, photos: list[Photo], on_broken: Literal["stop", "skip"]
-) -> tuple[list[Photo], dict[str, str], str]:
-    """Decode every photo once; returns those that can be, why the others cannot, and the fingerprint of the first."""
-
-    def check(photo: Photo) -> tuple[str, str]:
-        try:
-            # A row of a Hub data set may hold no image at all.
-            image = images[photo.row]["image"] or {"bytes": b"", "path": None}
-            content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-            if not content:
-                return "", "the file is empty"
-            decode_photo(content)
-        except (OSError, ValueError) as error:
-            return "", in_one_line(error)
-        return hashlib.sha256(content).hexdigest(), ""
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        bar = tqdm(
-            pool.map(check, photos), total=len(photos), desc="checking photos", delay=2, leave=False, disable=None
-        )
-        checked = list(zip(photos, bar, strict=True))
-    broken = {photo.file: reason for photo, (_, reason) in checked if reason}
-    if broken and on_broken == "stop":
-        named = "; ".join(f"{file} ({reason})" for file, reason in list(broken.items())[:10])
-        raise DataError(f"{len(broken)} photos cannot be decoded: {named}; mend them or add --on_broken skip")
-    lines = sorted(f"{photo.label} {digest}" for photo, (digest, reason) in checked if not reason)
-    fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return [photo for photo, (_, reason) in checked if not reason], broken, fingerprint
-
-
 def _check_classes(photos: list[Photo], labels: list[str]) -> None:
     count = Counter((photo.split, photo.label) for photo in photos)
     for split in SPLITS:
@@ -275,5 +339,3 @@ def _check_classes(photos: list[Photo], labels: list[str]) -> None:
         raise DataError(
             f"classes without a train photo: {untrained}; add photos, remove these classes or raise --max_train_samples"
         )
-    if len(labels) < 2:
-        raise DataError(f"only one class was found: {labels}; a classifier needs at least two class folders")

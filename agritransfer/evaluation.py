@@ -1,7 +1,7 @@
 """How good, how sure, and where does it fail?"""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from agritransfer.models import find_head
 from agritransfer.pixels import PhotoDataset, collate, normalization
 from agritransfer.sources import Photo
 
@@ -67,16 +68,23 @@ class ClassificationMetric(evaluate.Metric):
         }
 
 
-def predict_logits(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> np.ndarray:
-    """Logits of shape (photos, classes) in float32, the photos shared out over the processes of the run."""
+def predict(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (photos, classes) and features, the head's input (photos, width), both float32.
+
+    The photos are shared out over the processes of the run.
+    """
     state = PartialState()
     model = model.to(state.device).eval()
     mean, std = (statistic.to(state.device) for statistic in normalization(dataset.processor))
+    logits, features = [], []
+    hook = find_head(model)[1].register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu().numpy()))
     with state.split_between_processes(list(range(len(dataset)))) as mine, torch.inference_mode():
         loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate)
         bar = tqdm(loader, desc="scoring", delay=2, leave=False, disable=None if state.is_main_process else True)
-        logits = [model((batch["pixel_values"].to(state.device) - mean) / std).logits.cpu().numpy() for batch in bar]
-    return np.concatenate(gather_object(logits))
+        for batch in bar:
+            logits.append(model((batch["pixel_values"].to(state.device) - mean) / std).logits.cpu().numpy())
+    hook.remove()
+    return np.concatenate(gather_object(logits)), np.concatenate(gather_object(features))
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
@@ -85,8 +93,8 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
-def score(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """One split's entry in `results.json`; logits of shape (photos, classes), truth as label indices."""
+def score(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
+    """One split's entry in `results.json`; logits (photos, classes), truth as label indices, a group ("" none) each."""
     scores = _scores(logits, truth)
     answers = logits.argmax(axis=1)
     per_class = [{"label": label, **row} for label, row in zip(labels, scores.pop("per_class"), strict=True)]
@@ -94,12 +102,10 @@ def score(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[
     return {
         "n": len(truth),
         "accuracy": scores.pop("accuracy"),
-        "accuracy_ci95": wilson_interval(int((answers == truth).sum()), len(truth)),
+        "accuracy_ci95": accuracy_interval(answers == truth, groups),
         "macro_f1": scores.pop("macro_f1"),
-        "macro_f1_ci95": macro_f1_interval(answers, truth, len(labels)),
+        "macro_f1_ci95": macro_f1_interval(answers, truth, len(labels), groups),
         **scores,
-        # Calibration is measured by a later step.
-        "ece": None,
         "per_class": per_class,
         "confusion_matrix": matrix,
     }
@@ -116,27 +122,56 @@ def wilson_interval(successes: int, trials: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def macro_f1_interval(answers: np.ndarray, truth: np.ndarray, num_labels: int, seed: int = 0) -> list[float]:
-    """95 % bootstrap interval of macro F1 over the photos."""
-    random = np.random.default_rng(seed)
-    drawn = (random.integers(len(truth), size=len(truth)) for _ in range(RESAMPLES))
-    values = [_macro_f1(answers[rows], truth[rows], num_labels) for rows in drawn]
+def accuracy_interval(right: np.ndarray, groups: Sequence[str]) -> list[float]:
+    """95 % interval of accuracy; right is boolean (photos,).
+
+    Wilson's, and where photos share a group the wider of Wilson's and a bootstrap over the groups: ten photos of one
+    plant tell less than ten photos of ten.
+    """
+    low, high = wilson_interval(int(right.sum()), len(right))
+    if any(groups):
+        clustered = bootstrap_interval(lambda weights: np.average(right, weights=weights), groups)
+        low, high = min(low, clustered[0]), max(high, clustered[1])
+    return [low, high]
+
+
+def macro_f1_interval(answers: np.ndarray, truth: np.ndarray, num_labels: int, groups: Sequence[str]) -> list[float]:
+    """95 % bootstrap interval of macro F1 over the photos, or over their groups where they have some."""
+    return bootstrap_interval(lambda weights: macro_f1(answers, truth, num_labels, weights), groups)
+
+
+def macro_f1(answers: np.ndarray, truth: np.ndarray, num_labels: int, weights: np.ndarray | None = None) -> float:
+    """Macro F1 over the classes that occur, each photo counted as often as its weight says."""
+    in_truth, in_answers = (np.bincount(of, weights, minlength=num_labels) for of in (truth, answers))
+    right = answers == truth
+    hits = np.bincount(truth[right], None if weights is None else weights[right], minlength=num_labels)
+    occurring = in_truth > 0
+    return float((2 * hits[occurring] / (in_truth + in_answers)[occurring]).mean())
+
+
+def bootstrap_interval(statistic: Callable[[np.ndarray], float], groups: Sequence[str], seed: int = 0) -> list[float]:
+    """95 % percentile interval of a statistic over photos drawn with replacement; photos of one group come together.
+
+    `statistic` is told how often each photo was drawn (photos,). A photo without a group ("") is one of its own.
+    """
+    names = [group or f"photo {i}" for i, group in enumerate(groups)]
+    _, cluster = np.unique(names, return_inverse=True)
+    count, random = int(cluster.max()) + 1, np.random.default_rng(seed)
+    drawn = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
+    values = [statistic(times[cluster]) for times in drawn]
     return [float(bound) for bound in np.quantile(values, [0.025, 0.975])]
 
 
-def _macro_f1(answers: np.ndarray, truth: np.ndarray, num_labels: int) -> float:
-    in_truth, in_answers = np.bincount(truth, minlength=num_labels), np.bincount(answers, minlength=num_labels)
-    right = np.bincount(truth[answers == truth], minlength=num_labels)
-    occurring = in_truth > 0
-    return float((2 * right[occurring] / (in_truth + in_answers)[occurring]).mean())
-
-
-def paired_gain_interval(right: np.ndarray, right_of_other: np.ndarray, seed: int = 0) -> list[float]:
+def paired_gain_interval(right: np.ndarray, right_of_other: np.ndarray, groups: Sequence[str]) -> list[float]:
     """95 % bootstrap interval of the gain in accuracy over another model on the same photos; both boolean (photos,)."""
     gain = right.astype(float) - right_of_other.astype(float)
-    random = np.random.default_rng(seed)
-    means = [gain[random.integers(len(gain), size=len(gain))].mean() for _ in range(RESAMPLES)]
-    return [float(bound) for bound in np.quantile(means, [0.025, 0.975])]
+    return bootstrap_interval(lambda weights: np.average(gain, weights=weights), groups)
+
+
+def mcnemar_p_value(right: np.ndarray, right_of_other: np.ndarray) -> float:
+    """Exact two-sided McNemar test: how likely so uneven a share of the photos that only one model has right is."""
+    only_first, only_other = int((right & ~right_of_other).sum()), int((right_of_other & ~right).sum())
+    return float(binomtest(only_first, only_first + only_other).pvalue) if only_first + only_other else 1.0
 
 
 def write_predictions(path: Path, scored: dict[str, tuple[Sequence[Photo], np.ndarray]], labels: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """What does that look like? Pictures of the scores, the training and the errors, as PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,22 @@ def draw_training_curves(path: Path, log_history: Sequence[dict[str, Any]], best
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
         axes.grid(alpha=0.2)
+    _save(figure, path)
+
+
+def draw_reliability(path: Path, bins_of: Mapping[str, Sequence[tuple[float, float, int]]]) -> None:
+    """How often answers of a confidence are right; bins of (mean confidence, accuracy, photos), the area is photos."""
+    figure, grid = plt.subplots(
+        1, len(bins_of), figsize=(4.2 * len(bins_of), 4), sharey=True, squeeze=False, constrained_layout=True
+    )
+    for axes, (title, bins) in zip(grid.flat, bins_of.items(), strict=True):
+        sure, right, photos = (np.array(column) for column in zip(*bins, strict=True))
+        axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=":")
+        axes.vlines(sure, np.minimum(sure, right), np.maximum(sure, right), color=SOFT, lw=1.5, alpha=0.6)
+        axes.scatter(sure, right, s=20 + 280 * photos / photos.sum(), color=ACCENT, alpha=0.85, zorder=3)
+        axes.set(title=title, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
+        axes.grid(alpha=0.2)
+    grid[0, 0].set_ylabel("share of right answers")
     _save(figure, path)
 
 

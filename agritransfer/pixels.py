@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 import pillow_heif
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor, TimmWrapperImageProcessor
 
@@ -23,6 +23,14 @@ pillow_heif.register_heif_opener()
 
 # Pillow opens MPO, which phones write, as JPEG, and knows no opener of that name.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF")
+FORMAT_OF_SUFFIX = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".heic", ".heif"), "HEIF"),
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+}
 # Checked in the header: a small file can unpack to gigabytes.
 MAX_PIXELS = 40_000_000
 # Training pixels are this much larger than the model's input, so that a crop has room to move.
@@ -51,6 +59,22 @@ def decode_photo(photo: str | Path | bytes) -> Image.Image:
     except (SyntaxError, struct.error, EOFError) as error:
         # Raised for a broken part of a PNG, for broken EXIF, and for HEIC that ends too early.
         raise ValueError(str(error)) from error
+
+
+def file_notes(content: bytes, name: str) -> tuple[str, ...]:
+    """What the header of a photo tells that its pixels do not, each to be read after "5 photos ..."."""
+    with Image.open(io.BytesIO(content), formats=PHOTO_FORMATS) as image:
+        notes = []
+        expected = FORMAT_OF_SUFFIX.get(Path(name).suffix.lower(), image.format)
+        if image.format not in (expected, "MPO"):
+            notes.append(f"are {image.format} but named {Path(name).suffix}")
+        if image.mode.startswith("I;16"):
+            notes.append("have 16 bits a colour and are scaled to 8")
+        if image.mode == "CMYK":
+            notes.append("have printer's colours (CMYK) and are made RGB")
+        if image.getexif().get_ifd(ExifTags.IFD.GPSInfo):
+            notes.append("say where they were taken (GPS in EXIF); remove it before you share them")
+        return tuple(notes)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -22,7 +22,6 @@ import torch
 from accelerate import PartialState
 from peft import PeftModel
 from PIL import Image
-from scipy.special import softmax
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -33,12 +32,14 @@ from transformers import (
     TrainingArguments,
 )
 
+from agritransfer.calibration import calibrated_probabilities, confidence_bins
 from agritransfer.data import SPLITS, Splits, write_splits_file
 from agritransfer.errors import DataError, DivergedError, UsageError
-from agritransfer.evaluation import predict_logits, score, write_predictions
-from agritransfer.figures import draw_confusion_matrix, draw_errors, draw_training_curves
+from agritransfer.evaluation import predict, write_predictions
+from agritransfer.figures import draw_confusion_matrix, draw_errors, draw_reliability, draw_training_curves
 from agritransfer.models import load_pretrained
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
+from agritransfer.results import KNOWN_FILE, read_results, results_table, score_splits
 from agritransfer.sources import Photo
 from agritransfer.strategies import merge_lora
 from agritransfer.training import ImageTrainer, say
@@ -118,11 +119,6 @@ def command_line() -> str:
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """The numbers of a finished run."""
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
-
 def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Splits, base_model: dict | None) -> None:
     """Write the trained weights as a plain transformers model, for LoRA also `adapter/`, and prove them the same.
 
@@ -173,12 +169,14 @@ def _check_same(trained: torch.Tensor, loaded: torch.Tensor, what: str) -> None:
         raise RuntimeError(f"{what} differs from the trained one by {difference:.3g} in its logits; do not use it")
 
 
-def score_run(folder: Path, splits: Splits, shift: Splits | None, batch_size: int) -> dict[str, np.ndarray]:
-    """Logits of the saved model, loaded as anyone loads it; the test photos are seen only here, and once."""
+def score_run(
+    folder: Path, splits: Splits, shift: Splits | None, batch_size: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Logits and features of the saved model, loaded as anyone loads it; the test is seen only here, and once."""
     PartialState().wait_for_everyone()
     model, processor = load_model(folder), AutoImageProcessor.from_pretrained(folder)
     sources = {"validation": splits, "test": splits} | ({"shift": shift} if shift else {})
-    return {split: predict_logits(model, s.dataset(split, processor), batch_size) for split, s in sources.items()}
+    return {split: predict(model, s.dataset(split, processor), batch_size) for split, s in sources.items()}
 
 
 def write_results(
@@ -186,19 +184,17 @@ def write_results(
     trainer: ImageTrainer,
     splits: Splits,
     shift: Splits | None,
-    logits: dict[str, np.ndarray],
+    outputs: dict[str, tuple[np.ndarray, np.ndarray]],
     *,
     strategy: str,
     base_model: dict | None,
+    target_error: float,
 ) -> None:
-    """Write `results.json`, `splits.csv`, `predictions.csv` and the figures, and print the table."""
+    """Write `results.json`, `splits.csv`, `predictions.csv`, what the model knows and the figures; print the table."""
     if not trainer.args.should_save:
         return
-    sources = {split: shift if split == "shift" else splits for split in logits}
-    scores = {
-        split: score(rows, np.array(sources[split].label_indices(split)), splits.labels)
-        for split, rows in logits.items()
-    }
+    sources = {split: shift if split == "shift" else splits for split in outputs}
+    scores, calibration, known = score_splits(outputs, sources, target_error)
     if shift:
         scores["shift"] = {"name": shift.name, **scores["shift"]}
     results = {
@@ -209,7 +205,7 @@ def write_results(
         "validation": scores["validation"],
         "test": scores["test"],
         "shift": scores.get("shift"),
-        "calibration": None,
+        "calibration": calibration,
         "training": _training_facts(trainer, load_model(folder).num_parameters()),
         "environment": {
             "python": platform.python_version(),
@@ -221,15 +217,18 @@ def write_results(
     write_splits_file(folder / "splits.csv", splits)
     write_predictions(
         folder / "predictions.csv",
-        {split: (sources[split].of(split), rows) for split, rows in logits.items()},
+        {split: (sources[split].of(split), logits) for split, (logits, _) in outputs.items()},
         splits.labels,
     )
-    _draw_figures(folder / "figures", trainer, splits, logits["test"], scores["test"])
+    if known is not None:
+        known.save(folder / KNOWN_FILE)
+    _draw_figures(folder / "figures", trainer, splits, outputs["test"][0], results)
     # Last, so that a folder with results is a whole one.
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(results_table(results))
     print(f"\nwritten to {folder}: the model, results.json, splits.csv, predictions.csv, figures/")
     print(f'use it: pipeline("image-classification", model="{folder}")')
+    print(f'or, with "not sure": python -m agritransfer predict {folder} PHOTOS')
 
 
 def _data_facts(splits: Splits) -> dict[str, Any]:
@@ -244,8 +243,10 @@ def _data_facts(splits: Splits) -> dict[str, Any]:
         "splits": {
             "method": splits.method,
             "seed": splits.seed,
-            # Measured by a later step.
-            "leakage": None,
+            "leakage": {
+                "found": len(splits.leaked),
+                "dropped": len(splits.leaked) if splits.leaks_dropped else 0,
+            },
             "broken": {"found": len(splits.broken), "skipped": len(splits.broken)},
         },
     }
@@ -287,14 +288,23 @@ def _commit() -> str | None:
         return None
 
 
-def _draw_figures(folder: Path, trainer: ImageTrainer, splits: Splits, logits: np.ndarray, test: dict) -> None:
+def _draw_figures(folder: Path, trainer: ImageTrainer, splits: Splits, logits: np.ndarray, results: dict) -> None:
     folder.mkdir(exist_ok=True)
+    test, temperature = results["test"], results["calibration"]["temperature"]
     title = f"Test: accuracy {test['accuracy']:.3f}, {test['n']} photos"
     draw_confusion_matrix(folder / "confusion_matrix.png", test["confusion_matrix"], splits.labels, title)
     best_step = trainer.state.best_global_step or trainer.state.global_step
     draw_training_curves(folder / "training_curves.png", trainer.state.log_history, best_step)
-    confidence, answers = softmax(logits, axis=1).max(axis=1), logits.argmax(axis=1)
     photos, truth = splits.of("test"), np.array(splits.label_indices("test"))
+    raw, calibrated = (calibrated_probabilities(logits, t) for t in (1.0, temperature))
+    draw_reliability(
+        folder / "reliability.png",
+        {
+            f"as trained, error {test['ece']:.3f}": confidence_bins(raw, truth),
+            f"calibrated, error {test['ece_calibrated']:.3f}": confidence_bins(calibrated, truth),
+        },
+    )
+    confidence, answers = calibrated.max(axis=1), logits.argmax(axis=1)
     wrong = sorted(np.flatnonzero(answers != truth), key=lambda i: -confidence[i])
     worst = [
         (_picture(splits, photos[i]), photos[i].label, splits.labels[answers[i]], confidence[i]) for i in wrong[:12]
@@ -307,28 +317,3 @@ def _picture(splits: Splits, photo: Photo) -> Image.Image:
     picture = decode_photo(image["bytes"] or image["path"])
     picture.thumbnail((320, 320))
     return picture
-
-
-def results_table(results: dict[str, Any]) -> str:
-    """The scores of a run as people read them, the worst classes by name."""
-    training, base = results["training"], results["base_model"]
-    lines = [f"\n{results['strategy']} on {results['dataset']['name']}" + (f", from {base['name']}" if base else "")]
-    lines.append(f"{'':<12}{'photos':>7}   {'accuracy (95 %)':<24}{'macro F1 (95 %)':<24}{'balanced':>8}")
-    for split in ("validation", "test", "shift"):
-        if row := results[split]:
-            cells = [interval_text(row, name) for name in ("accuracy", "macro_f1")]
-            lines.append(f"{split:<12}{row['n']:>7}   {cells[0]:<24}{cells[1]:<24}{row['balanced_accuracy']:>8.3f}")
-    worst = sorted((c for c in results["test"]["per_class"] if c["n"]), key=lambda c: c["f1"])[:3]
-    lines.append("weakest on the test: " + ", ".join(f"{c['label']} F1 {c['f1']:.3f} (n {c['n']})" for c in worst))
-    lines.append(
-        "{trainable_parameters:,} of {total_parameters:,} weights trained for {epochs:g} epochs in {seconds:.0f} s "
-        "({images_per_second:.1f} photos/s on {num_processes} x {device}); kept the weights of step {best_step} of "
-        "{steps}".format(**training)
-    )
-    return "\n".join(lines)
-
-
-def interval_text(scores: dict[str, Any], name: str) -> str:
-    """A score with its 95 % interval, such as `0.912 [0.858, 0.947]`."""
-    low, high = scores[f"{name}_ci95"]
-    return f"{scores[name]:.3f} [{low:.3f}, {high:.3f}]"

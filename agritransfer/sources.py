@@ -49,34 +49,72 @@ class Source:
     labels: list[str]
     revision: str | None = None
     left_out: tuple[str, ...] = ()
+    empty_classes: tuple[str, ...] = ()
 
 
-def read_source(name: str, revision: str | None, image_column: str | None, label_column: str | None) -> Source:
+def read_source(
+    name: str,
+    *,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    group_pattern: str | None = None,
+) -> Source:
     """List the photos and labels of a folder or of a Hub data set.
 
     Raises `UsageError` when there is none of that name and `DataError` when it cannot be read safely.
     """
+    source = _read(name, revision, image_column, label_column, group_column)
+    if group_pattern is None:
+        return source
+    return replace(source, photos=_group_by_pattern(source.photos, group_pattern))
+
+
+def _group_by_pattern(photos: list[Photo], group_pattern: str) -> list[Photo]:
+    try:
+        pattern = re.compile(group_pattern)
+    except re.error as error:
+        raise UsageError(f"--group_pattern '{group_pattern}' is no regular expression: {error}") from error
+    found = [pattern.search(photo.file) for photo in photos]
+    if not any(found):
+        raise UsageError(f"--group_pattern '{group_pattern}' matches no photo, such as '{photos[0].file}'")
+    # What stands in the pattern's parentheses names the group; without them all that it matched does.
+    names = [match and (match.group(1) if pattern.groups else match.group()) for match in found]
+    return [replace(photo, group=name or photo.group) for photo, name in zip(photos, names, strict=True)]
+
+
+def _read(
+    name: str, revision: str | None, image_column: str | None, label_column: str | None, group_column: str | None
+) -> Source:
     folder = Path(name)
     if folder.is_dir():
-        return _read_folder(folder)
+        return _read_folder(folder, group_column)
     if folder.suffix.lower() in PICKLE_SUFFIXES:
         raise DataError(f"'{name}' is a pickle, which can run code when it is read; use a folder of photos or parquet")
     if folder.exists() or not HUB_ID.fullmatch(name):
         raise UsageError(f"'{name}' is neither a folder nor a Hub id such as user/photos; try sample/leaves")
-    return _read_hub(name, revision, image_column, label_column)
+    return _read_hub(name, revision, image_column, label_column, group_column)
 
 
-def _read_folder(folder: Path) -> Source:
+def _read_folder(folder: Path, group_column: str | None) -> Source:
     # Path.rglob would pass over class folders that are links, which they often are on a cluster.
-    files = sorted(Path(parent, file) for parent, _, files in os.walk(folder, followlinks=True) for file in files)
+    walked = list(os.walk(folder, followlinks=True))
+    files = sorted(Path(parent, file) for parent, _, files in walked for file in files)
     names = {path.relative_to(folder).as_posix(): path for path in files}
     pictures = {name: path for name, path in names.items() if _is_photo(name)}
     if not pictures:
         raise DataError(f"'{folder}' holds no photos; it needs class folders such as {folder}/healthy/leaf.jpg")
     if "metadata.csv" in names:
-        rows, without_row = _rows_of_metadata(names["metadata.csv"], pictures)
+        rows, without_row = _rows_of_metadata(names["metadata.csv"], pictures, group_column)
+        empty = []
+    elif group_column is not None:
+        raise UsageError(f"'{folder}' has no metadata.csv to hold --group_column_name; use --group_pattern")
     else:
         rows, without_row = _rows_of_folders(folder, pictures), []
+        empty = [
+            Path(parent).relative_to(folder).as_posix() for parent, folders, files in walked if not folders + files
+        ]
     others = [
         name for name in names if name not in pictures and name != "metadata.csv" and not name.startswith(".git/")
     ]
@@ -88,7 +126,14 @@ def _read_folder(folder: Path) -> Source:
         [Photo(row=i, **row) for i, row in enumerate(rows)],
         sorted({row["label"] for row in rows}),
         left_out=tuple(left_out),
+        empty_classes=_classes_without_photos(empty, {row["label"] for row in rows}),
     )
+
+
+def _classes_without_photos(empty_folders: list[str], labels: set[str]) -> tuple[str, ...]:
+    # A class that lacks photos in one split only is not without photos; a split folder is no class.
+    classes = {name.split("/", 1)[-1] if name.split("/")[0].lower() in SPLIT_NAMES else name for name in empty_folders}
+    return tuple(sorted(name for name in classes - labels if name.lower() not in SPLIT_NAMES and name[0] != "."))
 
 
 def _is_photo(name: str) -> bool:
@@ -118,8 +163,13 @@ def _rows_of_folders(folder: Path, pictures: dict[str, Path]) -> list[dict[str, 
     return rows
 
 
-def _rows_of_metadata(path: Path, pictures: dict[str, Path]) -> tuple[list[dict[str, str]], list[str]]:
+def _rows_of_metadata(
+    path: Path, pictures: dict[str, Path], group_column: str | None
+) -> tuple[list[dict[str, str]], list[str]]:
     table = read_table(path, ["file_name", "label"])
+    if group_column is not None and group_column not in table[0]:
+        raise UsageError(f"'{path}' has no column '{group_column}' for --group_column_name; it has {list(table[0])}")
+    group_column = group_column or "group"
     if absent := [row["file_name"] for row in table if row["file_name"] not in pictures]:
         raise DataError(f"'{path}' names {len(absent)} photos that are not there, such as '{absent[0]}'")
     if unlabelled := [row["file_name"] for row in table if not row["label"]]:
@@ -132,7 +182,9 @@ def _rows_of_metadata(path: Path, pictures: dict[str, Path]) -> tuple[list[dict[
         if split and split not in SPLIT_NAMES:
             raise DataError(f"'{path}' has the split '{row['split']}'; allowed are train, validation and test")
         split = SPLIT_NAMES.get(split, "")
-        rows.append({"file": row["file_name"], "label": row["label"], "split": split, "group": row.get("group") or ""})
+        rows.append(
+            {"file": row["file_name"], "label": row["label"], "split": split, "group": row.get(group_column) or ""}
+        )
     if len({row["split"] for row in rows}) > 1 and any(not row["split"] for row in rows):
         raise DataError(f"'{path}' gives a split to some photos only; give one to every photo or to none")
     return rows, sorted(set(pictures) - {row["file"] for row in rows})
@@ -150,7 +202,9 @@ def read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
     return table
 
 
-def _read_hub(name: str, revision: str | None, image_column: str | None, label_column: str | None) -> Source:
+def _read_hub(
+    name: str, revision: str | None, image_column: str | None, label_column: str | None, group_column: str | None
+) -> Source:
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
         with _hub_errors(name):
             info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
@@ -160,10 +214,10 @@ def _read_hub(name: str, revision: str | None, image_column: str | None, label_c
             # Without parquet the repository is a folder of photos, with the traps of any folder.
             with _hub_errors(name):
                 folder = huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision)
-            return replace(_read_folder(Path(folder)), revision=revision)
+            return replace(_read_folder(Path(folder), group_column), revision=revision)
     with _hub_errors(name):
         loaded = datasets.load_dataset(name, revision=revision)
-    return replace(_source_of_tables(name, loaded, image_column, label_column), revision=revision)
+    return replace(_source_of_tables(name, loaded, image_column, label_column, group_column), revision=revision)
 
 
 @contextmanager
@@ -195,7 +249,11 @@ def _refuse_code(name: str, files: Sequence[str]) -> None:
 
 
 def _source_of_tables(
-    name: str, loaded: datasets.DatasetDict, image_column: str | None, label_column: str | None
+    name: str,
+    loaded: datasets.DatasetDict,
+    image_column: str | None,
+    label_column: str | None,
+    group_column: str | None,
 ) -> Source:
     features = next(iter(loaded.values())).features
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -203,6 +261,8 @@ def _source_of_tables(
     class_labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     by_name = [column for column in features if column in ("label", "labels")]
     label_column = _pick_column(name, "label", label_column, class_labels or by_name, list(features))
+    if group_column is not None:
+        group_column = _pick_column(name, "group", group_column, [], list(features))
     names = features[label_column].names if isinstance(features[label_column], datasets.ClassLabel) else None
     photos, tables, left_out = [], [], []
     for key, table in loaded.items():
@@ -212,8 +272,11 @@ def _source_of_tables(
         split = SPLIT_NAMES.get(key.lower(), "") if len(loaded) > 1 else ""
         first_row = sum(map(len, tables))
         labelled = [(i, label) for i, label in enumerate(table[label_column]) if label is not None and label != -1]
+        groups = table[group_column] if group_column else [None] * len(table)
         for i, label in labelled:
-            photos.append(Photo(first_row + i, f"{key}/{i:06d}", names[label] if names else str(label), split))
+            label = names[label] if names else str(label)
+            group = "" if groups[i] is None else str(groups[i])
+            photos.append(Photo(first_row + i, f"{key}/{i:06d}", label, split, group))
         # The Hub's word for a secret label is -1, which Python would take for the last class.
         if without_label := len(table) - len(labelled):
             left_out.append(f"{without_label} photos of the split '{key}', without a label")

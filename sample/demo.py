@@ -45,7 +45,7 @@ def main() -> None:
 def comparison_table(folders: dict[str, Path]) -> str:
     """One line a strategy, with its gain over scratch on the very same test photos."""
     from agritransfer.evaluation import paired_gain_interval
-    from agritransfer.run_folder import interval_text, read_results
+    from agritransfer.results import interval_text, read_results
 
     baseline = right_answers(folders["from scratch"])
     heads = (
@@ -60,7 +60,7 @@ def comparison_table(folders: dict[str, Path]) -> str:
     lines = ["", "".join(head.ljust(width) for head, width in zip(heads, widths, strict=True)) + "seconds   MB"]
     for name, folder in folders.items():
         results, right = read_results(folder), right_answers(folder)
-        low, high = paired_gain_interval(right, baseline)
+        low, high = paired_gain_interval(right, baseline, groups=[""] * len(baseline))
         gain = right.mean() - baseline.mean()
         cells = (
             name,

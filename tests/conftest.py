@@ -42,8 +42,17 @@ def one_thread():
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """A folder of class folders: 12 noisy photos of 40 x 30 pixels for each of three colours."""
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    random = np.random.default_rng(0)
+    return put_photos(tmp_path_factory.mktemp("data") / "photos", seed=0)
+
+
+@pytest.fixture(scope="session")
+def field_photos(tmp_path_factory) -> Path:
+    """Other photos of the same classes."""
+    return put_photos(tmp_path_factory.mktemp("data") / "field", seed=1)
+
+
+def put_photos(folder: Path, seed: int) -> Path:
+    random = np.random.default_rng(seed)
     for label, colour in COLOURS.items():
         (folder / label).mkdir(parents=True)
         for number in range(12):

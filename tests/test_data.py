@@ -21,7 +21,9 @@ def put_photos(folder: Path, *names: str) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(list(name.encode())).integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(list(f"{folder.name}/{name}".encode())).integers(
+            0, 256, size=(6, 8, 3), dtype=np.uint8
+        )
         Image.fromarray(pixels).save(path, "PNG")
 
 
@@ -150,6 +152,7 @@ def test_files_that_are_not_used_are_named(tmp_path):
         "left out: notes.txt (not a photo)",
         "left out: rust/.ipynb_checkpoints/00-checkpoint.png (not a photo)",
         "left out: 2 photos over --max_train_samples or --max_eval_samples",
+        "note: 1 photos are PNG but named .HEIC, such as rust/IMG_1.HEIC",
     ]
 
 
@@ -307,14 +310,14 @@ REFUSED_TABLES = {
     r"names 1 photos more than once, such as '1.png'": "file_name,label,split\n1.png,a,train\n1.png,a,test\n",
     r"has the split 'field'; allowed are": "file_name,label,split\n1.png,a,field\n2.png,b,test\n",
     r"gives a split to some photos only": "file_name,label,split\n1.png,a,train\n2.png,b,\n",
-    r"2 groups of 3 photos are too few": "file_name,label,group\n1.png,a,x\n2.png,b,x\n3.png,a,y\n",
+    r"too few photos to cut a test split from: {'a': 1}": "file_name,label,group\n1.png,a,x\n2.png,b,x\n3.png,a,y\n4.png,b,x\n",
     r"is not UTF-8": "file_name,label\n1.png,é\n",
 }
 
 
 @pytest.mark.parametrize("reason", REFUSED_TABLES)
 def test_a_table_that_cannot_be_right_is_refused(reason, tmp_path):
-    put_photos(tmp_path, "1.png", "2.png", "3.png")
+    put_photos(tmp_path, "1.png", "2.png", "3.png", "4.png")
     (tmp_path / "metadata.csv").write_text(REFUSED_TABLES[reason], encoding="latin-1")
     with pytest.raises(DataError, match=reason):
         load_splits(str(tmp_path))
@@ -331,24 +334,31 @@ def test_a_name_that_is_no_data_set_is_refused(tmp_path):
         assert refused.value.exit_code == 2
 
 
-def test_the_labels_of_a_field_set_are_those_that_were_trained(tmp_path):
-    put_classes(tmp_path, rust=3, healthy=2)
-    shift = load_shift_photos(str(tmp_path), ["blight", "healthy", "rust"])
+@pytest.fixture
+def lab(tmp_path) -> Splits:
+    """Splits of 30 photos, 10 of each of blight, healthy and rust."""
+    put_photos(tmp_path / "lab", *(f"{label}/lab {i}.png" for label in LEAVES for i in range(10)))
+    return load_splits(str(tmp_path / "lab"))
+
+
+def test_the_labels_of_a_field_set_are_those_that_were_trained(lab, tmp_path):
+    put_classes(tmp_path / "field", rust=3, healthy=2)
+    same, shift = load_shift_photos(str(tmp_path / "field"), lab)
+    assert same == lab
     assert shift.labels == ["blight", "healthy", "rust"]
     assert shift.label_indices("shift") == [1, 1, 2, 2, 2]
     assert shift.of("train") == shift.of("test") == []
     assert (shift.method, shift.seed) == ("official", None)
-    assert len(load_shift_photos(str(tmp_path), ["healthy", "rust"], max_eval_samples=4).photos) == 4
-    with pytest.raises(
-        DataError, match=r"labels that are not trained: \['rust'\]; trained are \['blight', 'healthy'\]"
-    ):
-        load_shift_photos(str(tmp_path), ["blight", "healthy"])
+    assert len(load_shift_photos(str(tmp_path / "field"), lab, max_eval_samples=4)[1].photos) == 4
+    put_classes(tmp_path / "field", scab=1)
+    with pytest.raises(DataError, match=r"labels that are not trained: \['scab'\]; trained are \['blight', 'heal"):
+        load_shift_photos(str(tmp_path / "field"), lab)
 
 
-def test_of_a_field_set_with_splits_the_test_alone_is_scored(tmp_path):
-    put_classes(tmp_path / "train", healthy=4, rust=4)
-    put_classes(tmp_path / "test", healthy=2, rust=1)
-    shift = load_shift_photos(str(tmp_path), ["healthy", "rust"])
+def test_of_a_field_set_with_splits_the_test_alone_is_scored(lab, tmp_path):
+    put_classes(tmp_path / "field/train", healthy=4, rust=4)
+    put_classes(tmp_path / "field/test", healthy=2, rust=1)
+    _, shift = load_shift_photos(str(tmp_path / "field"), lab)
     assert [photo.file for photo in shift.photos] == ["test/healthy/00.png", "test/healthy/01.png", "test/rust/00.png"]
     assert len(shift.found) == 3
     assert counts_table(shift).splitlines()[1].split() == ["shift"]

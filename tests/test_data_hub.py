@@ -90,10 +90,10 @@ def put_repositories(root: Path) -> None:
     plants = ["maize", "bean"] * 10
     put_parquet(root / "two_images", "train", image=[200] * 20, leaf=list(range(20)), plant=plants, label=["x"] * 20)
     folders = [f"{label}/{i}.png" for label in ("soil_test", "Tomato/healthy", "Corn/healthy") for i in range(5)]
-    for name in folders:
+    for grey, name in enumerate(folders):
         path = root / "folders" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(grey_photo(len(name)))
+        path.write_bytes(grey_photo(grey))
     for repository, files in {"folders": ["README.md"], "script": ["script.py"], "pickle": ["data/rows.PKL"]}.items():
         for file in files:
             (root / repository / file).parent.mkdir(parents=True, exist_ok=True)

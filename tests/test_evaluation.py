@@ -24,10 +24,12 @@ from transformers import EvalPrediction, ViTConfig, ViTForImageClassification, V
 
 from agritransfer.evaluation import (
     ClassificationMetric,
+    accuracy_interval,
     compute_metrics,
     macro_f1_interval,
+    mcnemar_p_value,
     paired_gain_interval,
-    predict_logits,
+    predict,
     score,
     wilson_interval,
     write_predictions,
@@ -114,12 +116,12 @@ def test_the_trainer_gets_single_numbers_only():
 
 def test_one_split_of_the_results_has_every_field_and_is_json():
     logits, truth = sure([0, 0, 1, 2, 2], classes=3), np.array([0, 0, 1, 1, 2])
-    entry = score(logits, truth, LABELS)
+    entry = score(logits, truth, LABELS, [""] * 5)
     assert json.loads(json.dumps(entry)) == entry
-    assert {name: entry[name] for name in ("n", "accuracy", "ece")} == {"n": 5, "accuracy": 0.8, "ece": None}
+    assert (entry["n"], entry["accuracy"]) == (5, 0.8)
     assert entry["accuracy_ci95"] == wilson_interval(4, 5)
     assert entry["macro_f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
-    assert entry["macro_f1_ci95"] == macro_f1_interval(logits.argmax(1), truth, 3)
+    assert entry["macro_f1_ci95"] == macro_f1_interval(logits.argmax(1), truth, 3, [""] * len(truth))
     assert entry["per_class"][1] == {"label": "mosaic", "n": 2, "precision": 1.0, "recall": 0.5, "f1": 2 / 3}
     assert entry["confusion_matrix"] == [[2, 0, 0], [0, 1, 1], [0, 0, 1]]
     assert {"balanced_accuracy", "top5_accuracy", "log_loss"} < set(entry)
@@ -145,28 +147,32 @@ def test_the_interval_of_macro_f1_holds_the_score_and_narrows_with_more_photos()
     widths = []
     for photos in (30, 300):
         logits, truth = answers_of(classes=3, photos=photos)
-        low, high = macro_f1_interval(logits.argmax(1), truth, 3)
+        low, high = macro_f1_interval(logits.argmax(1), truth, 3, [""] * len(truth))
         assert low < f1_score(truth, logits.argmax(1), average="macro") < high
         widths.append(high - low)
     # Ten times the photos, about a third of the width.
     assert 0.2 < widths[1] / widths[0] < 0.5
 
 
-def test_the_interval_of_macro_f1_is_the_same_at_every_call_and_another_with_another_seed():
+def test_the_interval_of_macro_f1_is_the_same_at_every_call_and_another_for_other_draws():
     logits, truth = answers_of(classes=3, photos=40)
     answers = logits.argmax(1)
-    assert macro_f1_interval(answers, truth, 3) == macro_f1_interval(answers, truth, 3)
-    assert macro_f1_interval(answers, truth, 3) != macro_f1_interval(answers, truth, 3, seed=1)
+    assert macro_f1_interval(answers, truth, 3, [""] * len(truth)) == macro_f1_interval(
+        answers, truth, 3, [""] * len(truth)
+    )
+    assert macro_f1_interval(answers, truth, 3, [""] * len(truth)) != macro_f1_interval(
+        answers[::-1], truth[::-1], 3, [""] * len(truth)
+    )
 
 
 def test_the_interval_of_macro_f1_is_of_the_f1_of_scikit_learn():
     # One photo: every draw is the same, so that the bounds are the score itself.
-    assert macro_f1_interval(np.array([1]), np.array([1]), 3) == [1.0, 1.0]
-    assert macro_f1_interval(np.array([2]), np.array([1]), 3) == [0.0, 0.0]
+    assert macro_f1_interval(np.array([1]), np.array([1]), 3, [""]) == [1.0, 1.0]
+    assert macro_f1_interval(np.array([2]), np.array([1]), 3, [""]) == [0.0, 0.0]
     # Photos without any mistake have no draw with one.
-    assert macro_f1_interval(np.arange(30) % 3, np.arange(30) % 3, 3) == [1.0, 1.0]
+    assert macro_f1_interval(np.arange(30) % 3, np.arange(30) % 3, 3, [""] * 30) == [1.0, 1.0]
     # A class that is answered but never shown takes no part: half right among 100 photos of one class has an F1 of 2/3.
-    low, high = macro_f1_interval(np.repeat([1, 2], 50), np.full(100, 1), 3)
+    low, high = macro_f1_interval(np.repeat([1, 2], 50), np.full(100, 1), 3, [""] * 100)
     assert 0.5 < low < 2 / 3 < high < 0.8
     # The middle of the draws lies at the score, here of a classifier that is right in 2 of 3 and in 1 of 3.
     truth, answers = (
@@ -174,18 +180,42 @@ def test_the_interval_of_macro_f1_is_of_the_f1_of_scikit_learn():
         np.concatenate([np.repeat([0, 1], [200, 100]), np.repeat([0, 1], [200, 100])]),
     )
     expected = f1_score(truth, answers, average="macro")
-    assert np.mean(macro_f1_interval(answers, truth, 2)) == pytest.approx(expected, abs=0.005)
+    assert np.mean(macro_f1_interval(answers, truth, 2, [""] * len(truth))) == pytest.approx(expected, abs=0.005)
 
 
 def test_the_gain_over_another_model_has_its_sign_and_is_paired():
     right, other = np.repeat([True, False], [80, 20]), np.repeat([True, False], [60, 40])
-    low, high = paired_gain_interval(right, other)
+    low, high = paired_gain_interval(right, other, [""] * 100)
     assert 0 < low < 0.2 < high < 0.4
     # 20 of 100 photos decide: the standard error is the square root of 0.2 x 0.8 / 100.
     assert (high - low) / 2 == pytest.approx(1.96 * 0.04, rel=0.1)
-    worse = paired_gain_interval(other, right)
+    worse = paired_gain_interval(other, right, [""] * 100)
     assert worse == pytest.approx([-high, -low])
-    assert paired_gain_interval(right, right) == [0.0, 0.0]
+    assert paired_gain_interval(right, right, [""] * 100) == [0.0, 0.0]
+
+
+def test_photos_of_one_group_count_as_one_case():
+    # Ten plants of ten photos each, eight plants all right and two all wrong.
+    right = np.repeat([True, False], [80, 20])
+    plants = [f"plant {i // 10}" for i in range(100)]
+    alone, grouped = (accuracy_interval(right, groups) for groups in ([""] * 100, plants))
+    assert alone == wilson_interval(80, 100)
+    # The standard error of 10 plants is the square root of 0.8 x 0.2 / 10, that of 100 photos is a third of it.
+    assert grouped[1] - grouped[0] == pytest.approx(2 * 1.96 * 0.126, rel=0.15)
+    answers, truth = np.where(right, 0, 1), np.zeros(100, int)
+    wide, narrow = (np.diff(macro_f1_interval(answers, truth, 2, groups))[0] for groups in (plants, [""] * 100))
+    assert wide > 2 * narrow
+    gain, lesser_gain = (np.diff(paired_gain_interval(right, ~right, groups))[0] for groups in (plants, [""] * 100))
+    assert gain > 2 * lesser_gain
+    # A bootstrap of one group knows no doubt; the interval is never narrower than Wilson's.
+    assert accuracy_interval(np.full(20, True), ["copies"] * 20) == wilson_interval(20, 20)
+
+
+def test_mcnemars_test_is_that_of_the_textbook():
+    # 1 + 7 photos that only one of the two has right: twice the binomial tail (1 + 8) / 2^8.
+    right, other = np.repeat([True, False, True], [1, 7, 50]), np.repeat([False, True, True], [1, 7, 50])
+    assert mcnemar_p_value(right, other) == pytest.approx(2 * 9 / 256)
+    assert mcnemar_p_value(right, right) == 1.0
 
 
 def photo_dataset(count: int, processor: ViTImageProcessor) -> tuple[PhotoDataset, list[Image.Image]]:
@@ -211,12 +241,17 @@ def test_logits_are_those_of_a_plain_forward_in_the_order_of_the_photos():
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.2, 0.4, 0.6], image_std=[0.3] * 3)
     dataset, images = photo_dataset(10, processor)
     # Ten photos in batches of four: the last one is not full. The model comes as training left it, with dropout.
-    predicted = predict_logits(model.train(), dataset, batch_size=4)
+    predicted, features = predict(model.train(), dataset, batch_size=4)
     assert (predicted.shape, predicted.dtype) == ((10, 3), np.float32)
     with torch.no_grad():
         expected = [model.eval()(**processor(image, return_tensors="pt")).logits[0].numpy() for image in images]
     assert np.allclose(predicted, expected, atol=1e-4)
     assert np.std(expected, axis=0).min() > 1e-2
+    # The features are what the head is given: its weights turn them into the logits.
+    assert (features.shape, features.dtype) == ((10, 16), np.float32)
+    head = model.classifier
+    assert np.allclose(features @ head.weight.detach().numpy().T + head.bias.detach().numpy(), predicted, atol=1e-4)
+    assert not head._forward_pre_hooks
 
 
 def test_every_scored_photo_is_a_row_with_all_that_is_needed_to_score_it_again(tmp_path):

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from agritransfer.run_folder import _check_same, interval_text, load_model, results_table
+from agritransfer.results import interval_text, results_table
+from agritransfer.run_folder import _check_same, load_model
 
 
 def test_a_saved_model_that_answers_otherwise_is_refused():
@@ -38,7 +39,9 @@ def test_the_table_names_every_split_and_the_weakest_classes(photos, tiny_vit, t
     weakest = min(results["test"]["per_class"], key=lambda row: row["f1"])
     assert f"weakest on the test: {weakest['label']} F1 {weakest['f1']:.3f}" in table
     assert "shift" not in table
-    assert results_table(results | {"shift": results["test"]}).count("shift") == 1
+    with_shift = results_table(results | {"shift": results["test"]})
+    assert with_shift.count("\nshift ") == 1
+    assert "test to shift, F1: " in with_shift
 
 
 def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_script):
@@ -52,7 +55,7 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
     assert list(results["dataset"]) == ["name", "revision", "fingerprint", "labels", "counts"]
     assert list(results["test"]) == [
         *("n", "accuracy", "accuracy_ci95", "macro_f1", "macro_f1_ci95", "balanced_accuracy", "top5_accuracy"),
-        *("log_loss", "ece", "per_class", "confusion_matrix"),
+        *("log_loss", "per_class", "confusion_matrix", "ece", "ece_calibrated", "answered"),
     ]
     assert list(results["training"]) == [
         *("epochs", "steps", "best_step", "seconds", "images_per_second", "peak_memory_bytes"),
@@ -61,7 +64,7 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
     assert results["splits"] == {
         "method": "stratified",
         "seed": 0,
-        "leakage": None,
+        "leakage": {"found": 0, "dropped": 0},
         "broken": {"found": 0, "skipped": 0},
     }
     assert results["dataset"]["counts"]["train"] == {"blight": 8, "healthy": 8, "rust": 8}

@@ -22,7 +22,9 @@ def test_the_pictures_are_as_many_and_as_small_as_promised():
     assert splits.labels == CONDITIONS and splits.method == "official" and not splits.left_out
     counts = Counter((photo.split, photo.label) for photo in splits.photos)
     assert counts == {(s, c): n for s, n in (("train", 40), ("validation", 20), ("test", 40)) for c in CONDITIONS}
-    field = load_shift_photos(str(SAMPLE / "leaves_field"), CONDITIONS)
+    assert not any(photo.group for photo in splits.photos), "the pictures are no copies of each other"
+    same, field = load_shift_photos(str(SAMPLE / "leaves_field"), splits)
+    assert same == splits
     assert Counter(photo.label for photo in field.photos) == dict.fromkeys(CONDITIONS, 20)
     pictures = [*SAMPLE.glob("leaves*/**/*.jpg")]
     assert len(pictures) == 480
@@ -77,5 +79,5 @@ def test_the_demo_prints_one_table_in_which_transfer_beats_scratch():
 
     right = {name: right_answers(ROOT / f"runs/sample-{name}") for name in ("scratch", "finetune", "lora")}
     for name in ("finetune", "lora"):
-        low, high = paired_gain_interval(right[name], right["scratch"])
+        low, high = paired_gain_interval(right[name], right["scratch"], [""] * len(right[name]))
         assert 0 < low < high, f"{name} does not beat scratch: {low:.3f} to {high:.3f}"

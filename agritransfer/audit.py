@@ -1,0 +1,137 @@
+"""Are these photos fit to train on? Broken, copied, mis-foldered, too few, and what else their files tell.
+
+Every photo is opened and decoded once; `data.py` cuts the splits by what is found here.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+from tqdm import tqdm
+
+from agritransfer.arguments import available_cores
+from agritransfer.duplicates import SIDE, find_duplicates, thumbnail
+from agritransfer.pixels import decode_photo, file_notes
+from agritransfer.sources import SPLIT_NAMES, Photo, Source, in_one_line
+
+# Fewer photos of a class than this cannot fill three splits with anything to count.
+FEW_PHOTOS = 10
+# Words that `datasets` takes for a split wherever they stand in a path.
+SPLIT_WORDS = {*SPLIT_NAMES, "eval", "evaluation"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one photo's file tells: why it cannot be used ("" when it can), its sha256, its look, notes on the file."""
+
+    reason: str
+    digest: str
+    look: np.ndarray
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What all photos of a data set tell together; `duplicates` are groups of places in `photos`."""
+
+    photos: list[Photo]
+    inspections: list[Inspection]
+    duplicates: list[list[int]]
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Why each photo that cannot be decoded cannot."""
+        seen = zip(self.photos, self.inspections, strict=True)
+        return {photo.file: inspection.reason for photo, inspection in seen if inspection.reason}
+
+    def groups_where(self, differ: str) -> list[list[Photo]]:
+        """The groups of equal photos whose members differ in `label` or in `split`."""
+        groups = [[self.photos[place] for place in group] for group in self.duplicates]
+        return [group for group in groups if len({getattr(photo, differ) for photo in group}) > 1]
+
+
+def examine(images: datasets.Dataset, photos: Sequence[Photo]) -> Examination:
+    """Open and decode every photo once, on all cores, and find those that are the same."""
+    with ThreadPoolExecutor(available_cores()) as pool:
+        found = pool.map(lambda photo: _inspect(images[photo.row]["image"], photo.file), photos)
+        bar = tqdm(found, total=len(photos), desc="checking photos", delay=2, leave=False, disable=None)
+        inspections = list(bar)
+    return Examination(list(photos), inspections, same_photos(inspections))
+
+
+def same_photos(inspections: Sequence[Inspection]) -> list[list[int]]:
+    """Groups of places whose photos are the same; broken ones are in none."""
+    whole = [place for place, inspection in enumerate(inspections) if not inspection.reason]
+    looks = np.array([inspections[place].look for place in whole], np.uint8).reshape(-1, SIDE, SIDE)
+    groups = find_duplicates([inspections[place].digest for place in whole], looks)
+    return [[whole[place] for place in group] for group in groups]
+
+
+def _inspect(image: dict | None, name: str) -> Inspection:
+    nothing = np.zeros((SIDE, SIDE), np.uint8)
+    try:
+        # A row of a Hub data set may hold no image at all.
+        image = image or {"bytes": b"", "path": None}
+        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        if not content:
+            return Inspection("the file is empty", "", nothing, ())
+        look, notes = thumbnail(decode_photo(content)), file_notes(content, name)
+    except (OSError, ValueError) as error:
+        return Inspection(in_one_line(error), "", nothing, ())
+    return Inspection("", hashlib.sha256(content).hexdigest(), look, notes)
+
+
+def class_faults(source: Source) -> list[str]:
+    """What makes the classes themselves unfit: names that are one to a reader, folders without a photo, one class."""
+    spellings = defaultdict(list)
+    for label in source.labels:
+        spellings[unicodedata.normalize("NFC", label).casefold()].append(label)
+    faults = [
+        f"class names that differ only by case or Unicode form: {names}; rename or merge them"
+        for names in spellings.values()
+        if len(names) > 1
+    ]
+    if source.empty_classes:
+        faults.append(f"class folders without a photo: {list(source.empty_classes)}; add photos or remove the folders")
+    if len(source.labels) < 2:
+        faults.append(f"only one class was found: {source.labels}; a classifier needs at least two class folders")
+    return faults
+
+
+def photo_warnings(examination: Examination) -> list[str]:
+    """What a reader should know before training, one line a kind; nothing here stops a run."""
+    photos = examination.photos
+    count = Counter(photo.label for photo in photos)
+    splits = sorted({photo.split for photo in photos} - {""})
+    in_split = {(photo.split, photo.label) for photo in photos}
+    warnings = []
+    if few := {label: n for label, n in sorted(count.items()) if n < FEW_PHOTOS}:
+        warnings.append(f"classes with fewer than {FEW_PHOTOS} photos, whose scores will say little: {few}")
+    for split in splits:
+        if absent := [label for label in sorted(count) if (split, label) not in in_split]:
+            warnings.append(f"classes without a photo in {split}: {absent}")
+    if named := sorted({part for photo in photos for part in _parts_with_split_words(photo)}):
+        warnings.append(
+            f"{len(named)} names hold a word that `datasets` takes for a split, such as '{named[0]}'; "
+            "here only a folder that is the whole word at the top is one"
+        )
+    notes = defaultdict(list)
+    for photo, inspection in zip(photos, examination.inspections, strict=True):
+        for note in inspection.notes:
+            notes[note].append(photo.file)
+    warnings += [f"{len(files)} photos {note}, such as {files[0]}" for note, files in sorted(notes.items())]
+    return warnings
+
+
+def _parts_with_split_words(photo: Photo) -> list[str]:
+    parts = photo.file.split("/")
+    # A top folder that is a split is meant to be one.
+    parts = parts[1:] if photo.split and parts[0].lower() in SPLIT_NAMES else parts
+    return [part for part in parts if SPLIT_WORDS & set(re.split(r"[\W_]+", part.lower()))]
