@@ -25,6 +25,8 @@ from agritransfer.sources import SPLIT_NAMES, Photo, Source, in_one_line
 FEW_PHOTOS = 10
 # Words that `datasets` takes for a split wherever they stand in a path.
 SPLIT_WORDS = {*SPLIT_NAMES, "eval", "evaluation"}
+# So many of a kind are named on the screen; audit.json has all.
+SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -135,3 +137,72 @@ def _parts_with_split_words(photo: Photo) -> list[str]:
     # A top folder that is a split is meant to be one.
     parts = parts[1:] if photo.split and parts[0].lower() in SPLIT_NAMES else parts
     return [part for part in parts if SPLIT_WORDS & set(re.split(r"[\W_]+", part.lower()))]
+
+
+def faults_of(source: Source, examination: Examination) -> list[str]:
+    """What must be mended before these photos can be trusted, one line a kind; then the audit ends with 3."""
+    faults = class_faults(source)
+    if examination.broken:
+        faults.append(f"{len(examination.broken)} photos cannot be decoded; mend or remove them")
+    if conflicts := examination.groups_where("label"):
+        faults.append(f"{len(conflicts)} groups of equal photos have different labels; decide for one label")
+    if leaks := examination.groups_where("split"):
+        faults.append(f"{len(leaks)} groups of equal photos lie in several splits; keep each in one")
+    return faults
+
+
+def audit_report(name: str, source: Source, examination: Examination) -> dict:
+    """What `audit.json` holds; the parts that need a model are empty until it has looked."""
+
+    def files(groups: list[list[Photo]]) -> list[list[str]]:
+        return [[photo.file for photo in group] for group in groups]
+
+    return {
+        "schema": 1,
+        "dataset": name,
+        "files_found": len(examination.photos),
+        "files_used": len(examination.photos) - len(examination.broken),
+        "broken": [{"file": file, "reason": reason} for file, reason in examination.broken.items()],
+        "left_out": list(source.left_out),
+        "faults": faults_of(source, examination),
+        "warnings": photo_warnings(examination),
+        "duplicates": {
+            "groups": [[examination.photos[place].file for place in group] for group in examination.duplicates],
+            "across_splits": files(examination.groups_where("split")),
+            "conflicting_labels": files(examination.groups_where("label")),
+        },
+        "near": [],
+        "suspected_mislabels": [],
+    }
+
+
+def audit_table(report: dict) -> str:
+    """The report as people read it: what was found, what must be mended, what to know, what to look at."""
+    groups = report["duplicates"]["groups"]
+    sizes = Counter(len(group) for group in groups)
+    of_sizes = ", ".join(f"{n} of {size}" for size, n in sorted(sizes.items()))
+    lines = [
+        f"{report['dataset']}: {report['files_found']} photos found, {report['files_used']} can be used",
+        f"equal photos: {sum(map(len, groups))} in {len(groups)} groups" + (f" ({of_sizes})" if groups else ""),
+    ]
+    lines += _listing("broken", [f"{entry['file']}: {entry['reason']}" for entry in report["broken"]])
+    for kind, title in (("across_splits", "equal, in several splits"), ("conflicting_labels", "equal, other labels")):
+        lines += _listing(title, [" = ".join(group) for group in report["duplicates"][kind]])
+    near = [f"{pair['files'][0]} ~ {pair['files'][1]} ({pair['similarity']:.3f})" for pair in report["near"]]
+    lines += _listing("alike to the model, perhaps the same leaf", near)
+    suspects = [
+        "{file}: {label}, or {suggested}? ({score:.3f} for {label})".format(**suspect)
+        for suspect in report["suspected_mislabels"]
+    ]
+    lines += _listing("labels to look at", suspects)
+    lines += [f"left out: {reason}" for reason in report["left_out"][:SHOWN]]
+    lines += [f"note: {warning}" for warning in report["warnings"]]
+    lines += [f"to mend: {fault}" for fault in report["faults"]]
+    return "\n".join(lines)
+
+
+def _listing(title: str, entries: list[str]) -> list[str]:
+    if not entries:
+        return []
+    more = [f"  ... and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
+    return [f"{title}: {len(entries)}", *(f"  {entry}" for entry in entries[:SHOWN]), *more]

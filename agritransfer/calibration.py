@@ -19,6 +19,8 @@ BINS = 15
 KNOWN_SHARE = 0.93
 # Fewer validation photos cannot tell what is strange.
 FEWEST_KNOWN = 20
+# The rules of a model that nobody calibrated: every answer is given as it comes.
+UNCALIBRATED = {"temperature": 1.0, "threshold": 0.0, "unknown": None}
 
 
 @dataclass(frozen=True)

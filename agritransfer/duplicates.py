@@ -34,9 +34,27 @@ def find_duplicates(digests: Sequence[str], thumbnails: np.ndarray) -> list[list
 
     Two look the same when their thumbnails, uint8 (photos, 48, 48), correlate by at least 0.98.
     """
+    if not digests:
+        return []
     first = {digest: place for place, digest in reversed(list(enumerate(digests)))}
     pairs = [(first[digest], place) for place, digest in enumerate(digests) if first[digest] != place]
     return connect(len(digests), [*pairs, *_pairs_alike(thumbnails)])
+
+
+def near_pairs(features: np.ndarray, min_similarity: float) -> list[tuple[int, int, float]]:
+    """Pairs of places whose features (photos, width) are as alike as this, by the cosine around their mean.
+
+    The most alike pair comes first.
+    """
+    centred = features - features.mean(axis=0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    pairs = []
+    for start in range(0, len(centred), BLOCK):
+        similarity = centred[start : start + BLOCK] @ centred.T
+        rows, columns = np.nonzero(similarity >= min_similarity)
+        later = columns > rows + start
+        pairs += zip(rows[later] + start, columns[later], similarity[rows[later], columns[later]], strict=True)
+    return sorted(((int(a), int(b), float(s)) for a, b, s in pairs), key=lambda pair: -pair[2])
 
 
 def connect(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:

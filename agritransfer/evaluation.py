@@ -1,7 +1,8 @@
 """How good, how sure, and where does it fail?"""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from agritransfer.models import find_head
 from agritransfer.pixels import PhotoDataset, collate, normalization
@@ -74,17 +75,30 @@ def predict(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> t
     The photos are shared out over the processes of the run.
     """
     state = PartialState()
-    model = model.to(state.device).eval()
-    mean, std = (statistic.to(state.device) for statistic in normalization(dataset.processor))
-    logits, features = [], []
-    hook = find_head(model)[1].register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].cpu().numpy()))
-    with state.split_between_processes(list(range(len(dataset)))) as mine, torch.inference_mode():
+    with state.split_between_processes(list(range(len(dataset)))) as mine:
         loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate)
         bar = tqdm(loader, desc="scoring", delay=2, leave=False, disable=None if state.is_main_process else True)
-        for batch in bar:
-            logits.append(model((batch["pixel_values"].to(state.device) - mean) / std).logits.cpu().numpy())
-    hook.remove()
-    return np.concatenate(gather_object(logits)), np.concatenate(gather_object(features))
+        outputs = list(model_outputs(model, dataset.processor, (batch["pixel_values"] for batch in bar)))
+    logits, features = zip(*outputs, strict=True) if outputs else ((), ())
+    return np.concatenate(gather_object(list(logits))), np.concatenate(gather_object(list(features)))
+
+
+def model_outputs(
+    model: PreTrainedModel, processor: BaseImageProcessor, batches: Iterable[torch.Tensor]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Logits (photos, classes) and the head's input (photos, width) of batches of uint8 pixels, one by one."""
+    device = PartialState().device
+    model = model.to(device).eval()
+    mean, std = (statistic.to(device) for statistic in normalization(processor))
+    seen = []
+    hook = find_head(model)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu().numpy()))
+    try:
+        for pixels in batches:
+            with torch.inference_mode():
+                logits = model((pixels.to(device) - mean) / std).logits.float().cpu().numpy()
+            yield logits, seen.pop()
+    finally:
+        hook.remove()
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
@@ -154,24 +168,39 @@ def bootstrap_interval(statistic: Callable[[np.ndarray], float], groups: Sequenc
 
     `statistic` is told how often each photo was drawn (photos,). A photo without a group ("") is one of its own.
     """
-    names = [group or f"photo {i}" for i, group in enumerate(groups)]
-    _, cluster = np.unique(names, return_inverse=True)
+    cluster = _clusters(groups)
     count, random = int(cluster.max()) + 1, np.random.default_rng(seed)
     drawn = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
     values = [statistic(times[cluster]) for times in drawn]
     return [float(bound) for bound in np.quantile(values, [0.025, 0.975])]
 
 
-def paired_gain_interval(right: np.ndarray, right_of_other: np.ndarray, groups: Sequence[str]) -> list[float]:
-    """95 % bootstrap interval of the gain in accuracy over another model on the same photos; both boolean (photos,)."""
-    gain = right.astype(float) - right_of_other.astype(float)
-    return bootstrap_interval(lambda weights: np.average(gain, weights=weights), groups)
+def _clusters(groups: Sequence[str]) -> np.ndarray:
+    names = [group or f"photo {i}" for i, group in enumerate(groups)]
+    return np.unique(names, return_inverse=True)[1]
 
 
-def mcnemar_p_value(right: np.ndarray, right_of_other: np.ndarray) -> float:
-    """Exact two-sided McNemar test: how likely so uneven a share of the photos that only one model has right is."""
-    only_first, only_other = int((right & ~right_of_other).sum()), int((right_of_other & ~right).sum())
-    return float(binomtest(only_first, only_first + only_other).pvalue) if only_first + only_other else 1.0
+def seeded_interval(statistic: Callable[..., float], runs: Sequence[int], groups: Sequence[str]) -> list[float]:
+    """95 % bootstrap interval of a statistic over the photos and over the seeds that the runs were trained with.
+
+    `runs` has the number of runs of each model that takes part; `statistic` is told which of them were drawn, an array
+    for each model, and then how often each photo was (photos,). One run a model leaves the luck of its seed out.
+    """
+    random = np.random.default_rng(1)
+    return bootstrap_interval(
+        lambda weights: statistic(*(random.integers(count, size=count) for count in runs), weights), groups
+    )
+
+
+def sign_flip_p_value(gain: np.ndarray, groups: Sequence[str]) -> float:
+    """Two-sided permutation test of a mean gain of zero; gain of one model over another at each photo (photos,).
+
+    The sign of whole groups is flipped, 9,999 times. For two runs and photos without groups it is McNemar's test.
+    """
+    sums = np.bincount(_clusters(groups), gain)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(9999, len(sums)))
+    as_large = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9
+    return float((as_large.sum() + 1) / (len(signs) + 1))
 
 
 def write_predictions(path: Path, scored: dict[str, tuple[Sequence[Photo], np.ndarray]], labels: Sequence[str]) -> None:
@@ -183,3 +212,25 @@ def write_predictions(path: Path, scored: dict[str, tuple[Sequence[Photo], np.nd
             for photo, row in zip(photos, logits, strict=True):
                 answer = labels[int(row.argmax())]
                 writer.writerow([split, photo.file, photo.group, photo.label, answer, *(f"{x:.6g}" for x in row)])
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The scored photos of one split of a run: `truth` (photos,) as label indices, `logits` (photos, classes)."""
+
+    files: list[str]
+    groups: list[str]
+    truth: np.ndarray
+    logits: np.ndarray
+
+
+def read_predictions(path: Path, split: str, labels: Sequence[str]) -> Predictions:
+    """What `write_predictions` wrote of one split."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    return Predictions(
+        [row["file"] for row in rows],
+        [row["group"] for row in rows],
+        np.array([labels.index(row["label"]) for row in rows], dtype=int),
+        np.array([[float(row[f"logit_{label}"]) for label in labels] for row in rows]).reshape(-1, len(labels)),
+    )

@@ -87,30 +87,72 @@ def draw_reliability(path: Path, bins_of: Mapping[str, Sequence[tuple[float, flo
         sure, right, photos = (np.array(column) for column in zip(*bins, strict=True))
         axes.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=":")
         axes.vlines(sure, np.minimum(sure, right), np.maximum(sure, right), color=SOFT, lw=1.5, alpha=0.6)
-        axes.scatter(sure, right, s=20 + 280 * photos / photos.sum(), color=ACCENT, alpha=0.85, zorder=3)
+        axes.scatter(sure, right, s=20 + 280 * photos / photos.sum(), color=ACCENT, alpha=0.85, zorder=3, clip_on=False)
         axes.set(title=title, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
         axes.grid(alpha=0.2)
     grid[0, 0].set_ylabel("share of right answers")
     _save(figure, path)
 
 
-def draw_errors(path: Path, errors: Sequence[tuple[Image.Image, str, str, float]], title: str) -> None:
-    """A gallery of (photo, truth, answer, confidence), at most 12, in the order given."""
-    errors = errors[:12]
-    columns = min(4, max(1, len(errors)))
-    rows = max(1, -(-len(errors) // columns))
+def draw_gallery(path: Path, pictures: Sequence[tuple[Image.Image, str, str]], title: str) -> None:
+    """Photos in the order given, each under what is doubted, in red, and what speaks against it, in green."""
+    columns = min(4, max(1, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
     figure, grid = plt.subplots(rows, columns, figsize=(2.5 * columns + 0.4, 2.9 * rows + 0.5), squeeze=False)
     figure.suptitle(title)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, (photo, truth, answer, confidence) in zip(grid.flat, errors, strict=False):
+    for axes, (photo, doubted, against) in zip(grid.flat, pictures, strict=False):
         axes.imshow(photo)
         axes.set_anchor("NW")
-        axes.set_title(f"answer: {answer} ({confidence:.0%})", color=SOFT, fontsize=9, pad=16, loc="left")
-        axes.text(0, 1.02, f"truth: {truth}", transform=axes.transAxes, color=ACCENT, fontsize=9, va="bottom")
-    if not errors:
-        grid[0, 0].text(0.5, 0.5, "no errors", ha="center", va="center")
+        axes.set_title(doubted, color=SOFT, fontsize=9, pad=16, loc="left")
+        axes.text(0, 1.02, against, transform=axes.transAxes, color=ACCENT, fontsize=9, va="bottom")
+    if not pictures:
+        grid[0, 0].text(0.5, 0.5, "nothing to show", ha="center", va="center")
     figure.tight_layout()
+    _save(figure, path)
+
+
+def draw_compared_scores(path: Path, scores_of: Mapping[str, Mapping[str, dict[str, Any]]], title: str) -> None:
+    """Macro F1 with its 95 % interval, and each seed as a tick; for each name the scores of `test`, perhaps `shift`."""
+    figure, axes = plt.subplots(figsize=(7.5, 1.4 + 0.62 * len(scores_of)), constrained_layout=True)
+    for place, scores in enumerate(scores_of.values()):
+        for split, colour, side in (("test", ACCENT, -0.14), ("shift", SOFT, 0.14)):
+            if split in scores:
+                low, high = scores[split]["macro_f1_ci95"]
+                axes.hlines(place + side, low, high, color=colour, lw=2.5, alpha=0.45)
+                seeds = scores[split]["macro_f1_of_seeds"]
+                axes.plot(seeds, [place + side] * len(seeds), "|", color=colour, ms=9)
+                label = {"test": "test", "shift": "shift (field)"}[split] if place == 0 else None
+                axes.plot(scores[split]["macro_f1"], place + side, "o", color=colour, ms=6, label=label)
+    axes.set_yticks(range(len(scores_of)), list(scores_of))
+    axes.invert_yaxis()
+    axes.set(xlabel="macro F1: mean, 95 % interval, a tick for each seed", title=title, xlim=(None, 1.01))
+    axes.grid(axis="x", alpha=0.25)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _save(figure, path)
+
+
+def draw_costs(path: Path, costs_of: Mapping[str, Mapping[str, float]]) -> None:
+    """A panel for each kind of cost, a bar for each name; every name has the same kinds."""
+    kinds = list(next(iter(costs_of.values())))
+    figure, panels = plt.subplots(
+        1,
+        len(kinds),
+        figsize=(2.6 * len(kinds) + 1.4, 1.1 + 0.42 * len(costs_of)),
+        sharey=True,
+        constrained_layout=True,
+    )
+    for axes, kind in zip(panels, kinds, strict=True):
+        values = [costs[kind] for costs in costs_of.values()]
+        bars = axes.barh(list(costs_of), values, color=ACCENT, alpha=0.8, height=0.6)
+        numbers = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+        axes.bar_label(bars, numbers, padding=3, fontsize=9)
+        axes.set_title(kind, fontsize=10)
+        axes.set_xlim(0, 1.3 * max(values))
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+    panels[0].invert_yaxis()
     _save(figure, path)
 
 

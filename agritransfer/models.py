@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import transformers
@@ -57,6 +58,21 @@ def load_processor(model_name_or_path: str, revision: str | None, image_size: in
     if image_size is None or image_size == processor_image_size(processor):
         return processor
     return resize_processor(processor, image_size)
+
+
+def load_classifier(folder: Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """A trained classifier as anyone loads it, head and labels included, and its processor.
+
+    Raises `UsageError` for what is no safetensors model of a kind that transformers knows.
+    """
+    try:
+        with _quiet():
+            model = AutoModelForImageClassification.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise _cannot_load("model", str(folder), error) from error
+    return model.eval(), load_processor(str(folder), None, None)
 
 
 def load_pretrained(

@@ -24,10 +24,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageClassification,
     BaseImageProcessor,
-    PreTrainedModel,
     TimmWrapperImageProcessor,
     TrainingArguments,
 )
@@ -36,8 +33,8 @@ from agritransfer.calibration import calibrated_probabilities, confidence_bins
 from agritransfer.data import SPLITS, Splits, write_splits_file
 from agritransfer.errors import DataError, DivergedError, UsageError
 from agritransfer.evaluation import predict, write_predictions
-from agritransfer.figures import draw_confusion_matrix, draw_errors, draw_reliability, draw_training_curves
-from agritransfer.models import load_pretrained
+from agritransfer.figures import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
+from agritransfer.models import load_classifier, load_pretrained
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
 from agritransfer.results import KNOWN_FILE, read_results, results_table, score_splits
 from agritransfer.sources import Photo
@@ -143,12 +140,7 @@ def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Spl
     # The processor of a timm model is part of config.json.
     if not isinstance(processor, TimmWrapperImageProcessor):
         processor.save_pretrained(folder)
-    _check_same(trained, _logits(load_model(folder), pixels), "the saved model")
-
-
-def load_model(folder: Path) -> PreTrainedModel:
-    """The model of a run, as anyone loads it."""
-    return AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True).eval()
+    _check_same(trained, _logits(load_classifier(folder)[0], pixels), "the saved model")
 
 
 def _load_adapter(folder: Path, base_model: dict, processor: BaseImageProcessor) -> PeftModel:
@@ -174,7 +166,7 @@ def score_run(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Logits and features of the saved model, loaded as anyone loads it; the test is seen only here, and once."""
     PartialState().wait_for_everyone()
-    model, processor = load_model(folder), AutoImageProcessor.from_pretrained(folder)
+    model, processor = load_classifier(folder)
     sources = {"validation": splits, "test": splits} | ({"shift": shift} if shift else {})
     return {split: predict(model, s.dataset(split, processor), batch_size) for split, s in sources.items()}
 
@@ -206,7 +198,7 @@ def write_results(
         "test": scores["test"],
         "shift": scores.get("shift"),
         "calibration": calibration,
-        "training": _training_facts(trainer, load_model(folder).num_parameters()),
+        "training": _training_facts(trainer, load_classifier(folder)[0].num_parameters()),
         "environment": {
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
@@ -307,9 +299,14 @@ def _draw_figures(folder: Path, trainer: ImageTrainer, splits: Splits, logits: n
     confidence, answers = calibrated.max(axis=1), logits.argmax(axis=1)
     wrong = sorted(np.flatnonzero(answers != truth), key=lambda i: -confidence[i])
     worst = [
-        (_picture(splits, photos[i]), photos[i].label, splits.labels[answers[i]], confidence[i]) for i in wrong[:12]
+        (
+            _picture(splits, photos[i]),
+            f"answer: {splits.labels[answers[i]]} ({confidence[i]:.0%})",
+            f"truth: {photos[i].label}",
+        )
+        for i in wrong[:12]
     ]
-    draw_errors(folder / "errors.png", worst, f"The surest of {len(wrong)} wrong answers on {len(photos)} test photos")
+    draw_gallery(folder / "errors.png", worst, f"The surest of {len(wrong)} wrong answers on {len(photos)} test photos")
 
 
 def _picture(splits: Splits, photo: Photo) -> Image.Image:

@@ -206,29 +206,28 @@ def _read_hub(
     name: str, revision: str | None, image_column: str | None, label_column: str | None, group_column: str | None
 ) -> Source:
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        with _hub_errors(name):
+        with hub_errors(f"the Hub data set '{name}'"):
             info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
         revision, files = info.sha, [sibling.rfilename for sibling in info.siblings]
         _refuse_code(name, files)
         if not any(file.endswith((".parquet", ".arrow")) for file in files):
             # Without parquet the repository is a folder of photos, with the traps of any folder.
-            with _hub_errors(name):
+            with hub_errors(f"the Hub data set '{name}'"):
                 folder = huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision)
             return replace(_read_folder(Path(folder), group_column), revision=revision)
-    with _hub_errors(name):
+    with hub_errors(f"the Hub data set '{name}'"):
         loaded = datasets.load_dataset(name, revision=revision)
     return replace(_source_of_tables(name, loaded, image_column, label_column, group_column), revision=revision)
 
 
 @contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
+def hub_errors(what: str) -> Iterator[None]:
+    """Turn what the Hub's clients may raise into a `UsageError` of one line."""
     # ValueError: a name that no Hub id can have, or a data set of several configurations.
     try:
         yield
     except (httpx.HTTPError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(
-            f"the Hub data set '{name}' could not be read: {in_one_line(error)}; check the name and HF_TOKEN"
-        ) from error
+        raise UsageError(f"{what} could not be read: {in_one_line(error)}; check the name and HF_TOKEN") from error
 
 
 def in_one_line(error: Exception) -> str:

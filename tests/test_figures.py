@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from agritransfer.figures import draw_confusion_matrix, draw_errors, draw_training_curves
+from agritransfer.figures import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
 
 
 def size_of(path):
@@ -36,10 +36,16 @@ def test_the_curves_need_only_the_log_of_the_trainer(tmp_path):
     assert size_of(tmp_path / "curves.png")[0] > 900
 
 
-def test_the_gallery_shows_at_most_twelve_errors_and_says_when_there_is_none(tmp_path):
+def test_the_gallery_grows_with_its_pictures_and_says_when_there_is_none(tmp_path):
     photo = Image.new("RGB", (60, 40), "green")
-    for count in (0, 1, 12, 40):
-        draw_errors(tmp_path / f"{count}.png", [(photo, "rust", "healthy", 0.9)] * count, "Errors")
-    sizes = {count: size_of(tmp_path / f"{count}.png") for count in (0, 1, 12, 40)}
-    assert sizes[40] == sizes[12]
+    for count in (0, 1, 12):
+        draw_gallery(tmp_path / f"{count}.png", [(photo, "answer: healthy", "truth: rust")] * count, "Errors")
+    sizes = {count: size_of(tmp_path / f"{count}.png") for count in (0, 1, 12)}
     assert sizes[12][1] > 2 * sizes[1][1] and sizes[0][0] > 0
+
+
+def test_the_reliability_diagram_has_a_panel_for_each_set_of_probabilities(tmp_path):
+    bins = [(0.55, 0.5, 10), (0.95, 0.7, 90)]
+    draw_reliability(tmp_path / "one.png", {"as trained": bins})
+    draw_reliability(tmp_path / "two.png", {"as trained": bins, "calibrated": bins})
+    assert size_of(tmp_path / "two.png")[0] > 1.6 * size_of(tmp_path / "one.png")[0]

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
+from agritransfer.models import load_classifier
 from agritransfer.results import interval_text, results_table
-from agritransfer.run_folder import _check_same, load_model
+from agritransfer.run_folder import _check_same
 
 
 def test_a_saved_model_that_answers_otherwise_is_refused():
@@ -21,11 +22,11 @@ def test_a_run_whose_files_were_tampered_with_is_not_the_trained_model(photos, t
     flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "1", "--use_cpu")
     assert run_script("train_lora.py", *flags, "--output_dir", run)[0] == 0
     pixels = torch.zeros(1, 3, 32, 32)
-    model = load_model(run)
+    model = load_classifier(run)[0]
     with torch.no_grad():
         logits = model(pixels).logits
         model.classifier.bias += 1
-        _check_same(logits, load_model(run)(pixels).logits, "the saved model")
+        _check_same(logits, load_classifier(run)[0](pixels).logits, "the saved model")
         with pytest.raises(RuntimeError, match="do not use it"):
             _check_same(logits, model(pixels).logits, "the saved model")
 

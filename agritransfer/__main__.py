@@ -1,0 +1,39 @@
+"""What can be done beside training: `python -m agritransfer audit | rank | compare | predict`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from agritransfer.commands import audit, compare, predict, rank
+from agritransfer.errors import DataError, UsageError
+
+COMMANDS = {"audit": audit, "rank": rank, "compare": compare, "predict": predict}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m agritransfer", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = module.__doc__.splitlines()[0]
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+    arguments, others = parser.parse_known_args(argv)
+    if others and arguments.command != "compare":
+        parser.error(f"unknown flag {others[0]}; see python -m agritransfer {arguments.command} --help")
+    try:
+        # What compare does not know belongs to the training scripts.
+        return compare.run(arguments, others) if others else COMMANDS[arguments.command].run(arguments)
+    except (UsageError, DataError) as error:
+        print(f"agritransfer {arguments.command}: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The model says how sure it is, keeps its promise about wrong answers, and knows what it has not seen."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from agritransfer.calibration import (
+    KNOWN_SHARE,
+    answer_threshold,
+    answered_scores,
+    calibrate,
+    calibrated_probabilities,
+    confidence_bins,
+    expected_calibration_error,
+    fit_temperature,
+    load_known,
+    strangeness,
+    verdicts,
+)
+
+
+def drawn(count: int, seed: int = 0, scale: float = 1.0, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose probabilities hold, then multiplied by `scale`; and labels drawn by those probabilities."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, size=(count, classes))
+    truth = (softmax(logits, axis=1).cumsum(axis=1) > random.random((count, 1))).argmax(axis=1)
+    return logits * scale, truth
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_what_made_the_model_too_sure_or_too_modest(scale):
+    logits, truth = drawn(5000, scale=scale)
+    assert fit_temperature(logits, truth) == pytest.approx(scale, rel=0.06)
+    new_logits, new_truth = drawn(5000, seed=1, scale=scale)
+    before = expected_calibration_error(softmax(new_logits, axis=1), new_truth)
+    after = expected_calibration_error(calibrated_probabilities(new_logits, scale), new_truth)
+    assert after < 0.02 and (after < before / 3 or scale == 1.0)
+
+
+def test_twenty_right_answers_do_not_make_the_model_certain():
+    logits = np.eye(3)[np.arange(20) % 3] * 2.0
+    temperature = fit_temperature(logits, np.arange(20) % 3)
+    sure = calibrated_probabilities(logits, temperature).max(axis=1)
+    # The truth counts as 1 - 1 / 22.
+    assert sure == pytest.approx(21 / 22, abs=1e-3)
+
+
+def test_the_calibration_error_is_the_gap_of_each_bin_weighted_by_its_photos():
+    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 6)
+    truth = np.array([0, 0, 0, 1] + [0, 0, 0, 1, 1, 1])
+    assert confidence_bins(probabilities, truth) == [
+        (pytest.approx(0.6), pytest.approx(0.5), 6),
+        (pytest.approx(0.9), pytest.approx(0.75), 4),
+    ]
+    assert expected_calibration_error(probabilities, truth) == pytest.approx(0.6 * 0.1 + 0.4 * 0.15)
+
+
+def test_the_threshold_answers_as_much_as_the_target_allows():
+    confidence = np.linspace(1.0, 0.01, 100)
+    right = np.ones(100, dtype=bool)
+    right[[60, 70, 80, 90]] = False
+    # All 100 have (4 + 1) / 101 = 0.0495, the first 90 (3 + 1) / 91 = 0.0440, the first 60 (0 + 1) / 61 = 0.0164.
+    assert answer_threshold(confidence, right, 0.05) == pytest.approx(confidence[99])
+    assert answer_threshold(confidence, right, 0.045) == pytest.approx(confidence[89])
+    assert answer_threshold(confidence, right, 0.02) == pytest.approx(confidence[59])
+    assert answer_threshold(confidence, right, 0.01) is None
+    assert answer_threshold(confidence[:18], right[:18], 0.05) is None
+    assert answer_threshold(np.array([]), np.array([], dtype=bool), 0.05) is None
+
+
+def test_photos_of_one_confidence_are_answered_together_or_not_at_all():
+    confidence = np.array([0.9] * 40 + [0.5] * 40)
+    right = np.array([True] * 40 + [True] * 20 + [False] * 20)
+    assert answer_threshold(confidence, right, 0.05) == 0.9
+
+
+def test_the_error_among_the_answered_keeps_below_the_target_on_new_photos():
+    errors, coverages = [], []
+    for seed in range(100):
+        logits, truth = drawn(600, seed=seed)
+        features = np.random.default_rng(seed).normal(size=(600, 4))
+        calibration, _ = calibrate(logits[:300], features[:300], truth[:300], [""] * 300, target_error=0.1)
+        answered = verdicts(logits[300:], features[300:], calibration, None)
+        scores = answered_scores(answered, logits[300:].argmax(axis=1) == truth[300:])
+        errors.append(scores["error"])
+        coverages.append(scores["coverage"])
+    # 0.09 and not 0.05: the target is used, not merely kept.
+    assert 0.07 < np.mean(errors) <= 0.1
+    assert np.mean(coverages) > 0.3
+
+
+def clusters(count: int, seed: int, centre: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features around three directions, the logits of a head that knows them, labels; `centre` moves them off."""
+    random = np.random.default_rng(seed)
+    truth = random.integers(3, size=count)
+    features = np.eye(16)[truth] * 5 + random.normal(0, 0.3, size=(count, 16))
+    features[:, 15] += centre
+    return features[:, :3] * 1.5, features, truth
+
+
+def test_a_photo_unlike_all_that_is_known_is_unknown_though_the_softmax_is_sure():
+    logits, features, truth = clusters(200, seed=0)
+    calibration, known = calibrate(logits, features, truth, [""] * 200, target_error=0.05)
+    new_logits, new_features, _ = clusters(400, seed=1)
+    strange_logits, strange_features, _ = clusters(400, seed=2, centre=3.0)
+    passed = np.mean([verdict == "answer" for verdict in verdicts(new_logits, new_features, calibration, known)])
+    assert passed == pytest.approx(KNOWN_SHARE, abs=0.05)
+    assert set(verdicts(strange_logits, strange_features, calibration, known)) == {"unknown"}
+    sure = calibrated_probabilities(strange_logits, calibration["temperature"]).max(axis=1)
+    assert (sure > calibration["threshold"]).mean() > 0.9, "the softmax alone would have answered"
+    assert calibration["coverage"] == pytest.approx(KNOWN_SHARE, abs=0.01)
+
+
+def test_copies_of_a_photo_do_not_make_it_familiar():
+    logits, features, truth = clusters(60, seed=0)
+    odd = np.zeros((2, 16))
+    odd[:, 9] = 4.0
+    features, logits = np.concatenate([features, odd]), np.concatenate([logits, np.zeros((2, 3))])
+    truth = np.append(truth, [0, 0])
+    for groups, stands_out in ((["", ""], False), (["pair", "pair"], True)):
+        calibration, known = calibrate(logits, features, truth, [""] * 60 + groups, target_error=0.3)
+        assert (known.distance[-2:] > 0.5).all() == stands_out
+
+
+def test_what_is_known_is_the_same_after_it_was_saved(tmp_path):
+    logits, features, truth = clusters(100, seed=0)
+    calibration, known = calibrate(logits, features, truth, [""] * 100, target_error=0.05)
+    known.save(tmp_path / "known.safetensors")
+    loaded = load_known(tmp_path / "known.safetensors")
+    new_logits, new_features, _ = clusters(300, seed=3, centre=0.5)
+    sure = calibrated_probabilities(new_logits, calibration["temperature"]).max(axis=1)
+    before, after = (strangeness(new_features, sure, one) for one in (known, loaded))
+    assert np.abs(before - after).max() < 0.6 and np.mean(before == after) > 0.8
+    agree = np.array(verdicts(new_logits, new_features, calibration, known)) == np.array(
+        verdicts(new_logits, new_features, calibration, loaded)
+    )
+    assert agree.mean() > 0.97
+
+
+def test_few_validation_photos_promise_nothing():
+    logits, features, truth = clusters(10, seed=0)
+    calibration, known = calibrate(logits, features, truth, [""] * 10, target_error=0.05)
+    assert (calibration["threshold"], calibration["unknown"], known, calibration["coverage"]) == (None, None, None, 0.0)
+    assert verdicts(logits, features, calibration, known) == ["not sure"] * 10
+    assert answered_scores(["not sure", "unknown"], np.array([True, False])) == {
+        **{"coverage": 0.0, "error": None},
+        **{"not_sure": 1, "unknown": 1},
+    }
