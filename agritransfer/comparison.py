@@ -301,9 +301,9 @@ def recommendation(comparison: dict[str, Any]) -> str:
     rows = sorted(comparison["rows"], key=lambda row: -row[split]["macro_f1"])
     best, gains = rows[0], _gains_of(comparison, rows[0]["name"], split)
     equals = [best, *(row for row in rows[1:] if gains[row["name"]]["gain_ci95"][0] <= 0)]
-    # Random weights bring nothing along; they are chosen only where they are the best outright.
+    # Random weights are advised only where every pretrained strategy is clearly worse.
     choices = [row for row in equals if row["strategy"] != "scratch"] or [best]
-    choice = best if best["strategy"] == "scratch" else min(choices, key=lambda row: row["trainable_parameters"])
+    choice = min(choices, key=lambda row: row["trainable_parameters"])
     low, high = choice[split]["macro_f1_ci95"]
     words = [
         f"Use {choice['name']} here: its macro F1 {where} is {choice[split]['macro_f1']:.3f} [{low:.3f}, {high:.3f}], "
@@ -314,7 +314,7 @@ def recommendation(comparison: dict[str, Any]) -> str:
         words.append(
             f"{_capital(best['name'])} scores {found['gain']:.3f} more, but the 95 % interval of that, "
             f"[{found['gain_ci95'][0]:+.3f}, {found['gain_ci95'][1]:+.3f}], includes zero, and it trains "
-            f"{best['trainable_parameters'] / choice['trainable_parameters']:.0f} times as many weights."
+            f"{best['trainable_parameters']:,} weights."
         )
     elif others := [row for row in equals if row is not best]:
         named = _listed([row["name"] for row in others])
@@ -348,7 +348,7 @@ def _transfer_words(comparison: dict[str, Any], split: str, where: str) -> list[
     negative = [pair["second"] for pair in over_scratch if pair[split]["gain_ci95"][1] < 0]
     positive = [pair["second"] for pair in over_scratch if pair[split]["gain_ci95"][0] > 0]
     if negative:
-        return [f"Negative transfer: {_listed(negative)} is worse than random weights {where}; try another backbone."]
+        return [f"Negative transfer: worse than random weights {where} is {_listed(negative)}; try another backbone."]
     if len(positive) == len(over_scratch):
         return [f"Transfer helps: every pretrained strategy beats random weights {where} by more than chance explains."]
     helped = f"only for {_listed(positive)}" if positive else "for none of the strategies"

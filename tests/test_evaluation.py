@@ -27,8 +27,6 @@ from agritransfer.evaluation import (
     accuracy_interval,
     compute_metrics,
     macro_f1_interval,
-    mcnemar_p_value,
-    paired_gain_interval,
     predict,
     score,
     wilson_interval,
@@ -183,17 +181,6 @@ def test_the_interval_of_macro_f1_is_of_the_f1_of_scikit_learn():
     assert np.mean(macro_f1_interval(answers, truth, 2, [""] * len(truth))) == pytest.approx(expected, abs=0.005)
 
 
-def test_the_gain_over_another_model_has_its_sign_and_is_paired():
-    right, other = np.repeat([True, False], [80, 20]), np.repeat([True, False], [60, 40])
-    low, high = paired_gain_interval(right, other, [""] * 100)
-    assert 0 < low < 0.2 < high < 0.4
-    # 20 of 100 photos decide: the standard error is the square root of 0.2 x 0.8 / 100.
-    assert (high - low) / 2 == pytest.approx(1.96 * 0.04, rel=0.1)
-    worse = paired_gain_interval(other, right, [""] * 100)
-    assert worse == pytest.approx([-high, -low])
-    assert paired_gain_interval(right, right, [""] * 100) == [0.0, 0.0]
-
-
 def test_photos_of_one_group_count_as_one_case():
     # Ten plants of ten photos each, eight plants all right and two all wrong.
     right = np.repeat([True, False], [80, 20])
@@ -205,17 +192,8 @@ def test_photos_of_one_group_count_as_one_case():
     answers, truth = np.where(right, 0, 1), np.zeros(100, int)
     wide, narrow = (np.diff(macro_f1_interval(answers, truth, 2, groups))[0] for groups in (plants, [""] * 100))
     assert wide > 2 * narrow
-    gain, lesser_gain = (np.diff(paired_gain_interval(right, ~right, groups))[0] for groups in (plants, [""] * 100))
-    assert gain > 2 * lesser_gain
     # A bootstrap of one group knows no doubt; the interval is never narrower than Wilson's.
     assert accuracy_interval(np.full(20, True), ["copies"] * 20) == wilson_interval(20, 20)
-
-
-def test_mcnemars_test_is_that_of_the_textbook():
-    # 1 + 7 photos that only one of the two has right: twice the binomial tail (1 + 8) / 2^8.
-    right, other = np.repeat([True, False, True], [1, 7, 50]), np.repeat([False, True, True], [1, 7, 50])
-    assert mcnemar_p_value(right, other) == pytest.approx(2 * 9 / 256)
-    assert mcnemar_p_value(right, right) == 1.0
 
 
 def photo_dataset(count: int, processor: ViTImageProcessor) -> tuple[PhotoDataset, list[Image.Image]]:

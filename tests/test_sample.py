@@ -10,8 +10,8 @@ from conftest import ROOT
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification
 
+from agritransfer.comparison import compare, read_candidates
 from agritransfer.data import load_shift_photos, load_splits
-from agritransfer.evaluation import paired_gain_interval
 
 SAMPLE = ROOT / "sample"
 CONDITIONS = ["angular_leaf_spot", "healthy", "mosaic", "rust"]
@@ -70,14 +70,14 @@ def test_the_generator_draws_the_pictures_that_are_here(tmp_path):
 def test_the_demo_prints_one_table_in_which_transfer_beats_scratch():
     done = subprocess.run([sys.executable, SAMPLE / "demo.py"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    table = done.stdout[done.stdout.index("strategy ") :]
+    table = done.stdout[done.stdout.index("test macro F1 (95 %)") :]
     for strategy in ("from scratch", "feature extraction", "fine-tuning", "LoRA"):
-        assert table.count(f"\n{strategy}") == 1
+        assert table.count(f"\n{strategy} ") == 1
     assert "the fine-tuned model says" in table and "What to try next" in table
-    sys.path.insert(0, str(SAMPLE))
-    from demo import right_answers
-
-    right = {name: right_answers(ROOT / f"runs/sample-{name}") for name in ("scratch", "finetune", "lora")}
-    for name in ("finetune", "lora"):
-        low, high = paired_gain_interval(right[name], right["scratch"], [""] * len(right[name]))
+    compared = compare(
+        read_candidates([ROOT / f"runs/sample-{name}" for name in ("scratch", "head", "finetune", "lora")])
+    )
+    gains = {pair["second"]: pair["test"]["gain_ci95"] for pair in compared["pairs"] if pair["over_scratch"]}
+    for name in ("fine-tuning", "LoRA"):
+        low, high = gains[name]
         assert 0 < low < high, f"{name} does not beat scratch: {low:.3f} to {high:.3f}"

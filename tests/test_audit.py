@@ -1,0 +1,297 @@
+"""What is unfit to train on is found before training, told in one line each, and ends with exit code 3."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image, ImageOps
+
+from agritransfer.__main__ import main
+from agritransfer.audit import class_faults, examine, photo_warnings
+from agritransfer.data import counts_table, load_shift_photos, load_splits
+from agritransfer.errors import DataError
+from agritransfer.sources import read_source
+
+
+def drawn(seed: int) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(256, size=(6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((64, 48), Image.Resampling.BICUBIC)
+
+
+def put(folder: Path, **counts: int) -> Path:
+    """A folder of class folders with so many photos each, all of them different."""
+    seed = 0
+    for label, count in counts.items():
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            drawn(seed := seed + 1).save(folder / label / f"{number:02d}.png")
+    return folder
+
+
+def audit(folder: Path, capsys, *flags: str) -> tuple[int, dict, str]:
+    capsys.readouterr()
+    code = main(["audit", str(folder), "--output", str(folder.parent / "audit.json"), *flags])
+    return code, json.loads((folder.parent / "audit.json").read_text()), capsys.readouterr().out
+
+
+def test_a_sound_set_has_nothing_to_mend(tmp_path, capsys):
+    code, report, table = audit(put(tmp_path / "data", healthy=12, rust=12), capsys)
+    assert code == 0
+    assert (report["files_found"], report["files_used"], report["broken"], report["faults"]) == (24, 24, [], [])
+    assert report["duplicates"] == {"groups": [], "across_splits": [], "conflicting_labels": []}
+    assert "24 photos found, 24 can be used" in table and "to mend" not in table
+
+
+def bomb() -> bytes:
+    """A PNG of a few kilobytes that claims 20,000 x 9,000 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 20_000, 9_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(2**20)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_every_kind_of_broken_file_is_named_with_its_reason(tmp_path, capsys):
+    folder = put(tmp_path / "data", healthy=12, rust=12)
+    jpeg = io.BytesIO()
+    drawn(99).save(jpeg, "JPEG")
+    for name, content in {
+        "truncated.jpg": jpeg.getvalue()[:-200],
+        "text.jpg": b"this is no photo",
+        "empty.png": b"",
+        "bomb.png": bomb(),
+    }.items():
+        (folder / "rust" / name).write_bytes(content)
+    (folder / ".DS_Store").write_bytes(b"\0")
+    code, report, table = audit(folder, capsys)
+    reasons = {entry["file"]: entry["reason"] for entry in report["broken"]}
+    assert code == 3 and (report["files_found"], report["files_used"]) == (28, 24)
+    assert set(reasons) == {f"rust/{name}" for name in ("truncated.jpg", "text.jpg", "empty.png", "bomb.png")}
+    assert "truncated" in reasons["rust/truncated.jpg"].lower() and "empty" in reasons["rust/empty.png"]
+    assert "no photo in any of the formats" in reasons["rust/text.jpg"]
+    assert "over 40 million pixels" in reasons["rust/bomb.png"]
+    assert "to mend: 4 photos cannot be decoded" in table
+    assert report["left_out"] == [".DS_Store (not a photo)"]
+
+
+@pytest.mark.slow
+def test_bombs_cost_no_memory(tmp_path):
+    folder = put(tmp_path / "data", healthy=12, rust=12)
+    for number in range(12):
+        (folder / f"rust/bomb{number}.png").write_bytes(bomb())
+    script = (
+        "import resource, sys; from agritransfer.__main__ import main; "
+        "import agritransfer.audit; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        f"code = main(['audit', {str(folder)!r}, '--output', {str(tmp_path / 'audit.json')!r}]); "
+        "print('grew by', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 3, done.stderr
+    # One of them decoded would be 540 MB.
+    assert int(done.stdout.split("grew by")[1]) < 100_000
+
+
+def photo_with_gps() -> bytes:
+    exif = Image.Exif()
+    exif.get_ifd(0x8825)[2] = (12.0, 30.0, 1.5)
+    file = io.BytesIO()
+    drawn(98).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def test_what_the_files_tell_beside_their_pixels_is_counted(tmp_path, capsys):
+    folder = put(tmp_path / "data", healthy=12, rust=12, img_train=3)
+    (folder / "rust/gps.jpg").write_bytes(photo_with_gps())
+    drawn(97).save(folder / "rust/really_a_png.jpg", "PNG")
+    drawn(96).convert("CMYK").save(folder / "rust/printer.jpg", "JPEG")
+    Image.fromarray(np.random.default_rng(5).integers(65536, size=(30, 40), dtype=np.uint16)).save(
+        folder / "rust/16.png"
+    )
+    code, report, table = audit(folder, capsys)
+    assert code == 0
+    for words in (
+        "1 photos say where they were taken (GPS in EXIF); remove it before you share them, such as rust/gps.jpg",
+        "1 photos are PNG but named .jpg, such as rust/really_a_png.jpg",
+        "1 photos have printer's colours (CMYK) and are made RGB, such as rust/printer.jpg",
+        "1 photos have 16 bits a colour and are scaled to 8, such as rust/16.png",
+        "classes with fewer than 10 photos, whose scores will say little: {'img_train': 3}",
+        "1 names hold a word that `datasets` takes for a split, such as 'img_train'",
+    ):
+        assert any(words in warning for warning in report["warnings"]), words
+        assert f"note: {words}" in table
+
+
+@pytest.mark.parametrize("names", [("Rust", "rust"), ("caf\u00e9", "cafe\u0301")])
+def test_class_names_that_a_reader_takes_for_one_are_refused(names, tmp_path, capsys):
+    folder = put(tmp_path / "data", healthy=12, **dict.fromkeys(names, 12))
+    assert audit(folder, capsys)[0] == 3
+    with pytest.raises(DataError, match="class names that differ only by case or Unicode form"):
+        load_splits(str(folder))
+
+
+def test_an_empty_class_folder_and_one_class_alone_are_refused(tmp_path, capsys):
+    folder = put(tmp_path / "data", healthy=12, rust=12)
+    (folder / "blight").mkdir()
+    code, report, _ = audit(folder, capsys)
+    assert code == 3 and report["faults"] == [
+        "class folders without a photo: ['blight']; add photos or remove the folders"
+    ]
+    alone = put(tmp_path / "alone", healthy=12)
+    assert class_faults(read_source(str(alone)))[0].startswith("only one class was found: ['healthy']")
+    assert audit(alone, capsys)[0] == 3
+
+
+@pytest.mark.parametrize("content", [{}, {"healthy": 1}])
+def test_no_photo_and_one_photo_end_with_3_and_one_line(content, tmp_path, capsys):
+    put(tmp_path / "data", **content)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    code = main(["audit", str(tmp_path / "data"), "--output", str(tmp_path / "audit.json")])
+    printed = capsys.readouterr()
+    assert code == 3
+    if not content:
+        assert printed.err.startswith("agritransfer audit: error: ") and len(printed.err.strip().splitlines()) == 1
+
+
+def test_a_class_that_a_split_lacks_is_named(tmp_path):
+    put(tmp_path / "train", healthy=12, rust=12)
+    put(tmp_path / "validation", healthy=3, rust=3)
+    put(tmp_path / "test", healthy=4)
+    source = read_source(str(tmp_path))
+    assert "classes without a photo in test: ['rust']" in photo_warnings(examine(source.images, source.photos))
+
+
+def split_folder(tmp_path: Path) -> Path:
+    """A set that came split; train/healthy/leak.jpg is a mirrored, re-encoded and smaller copy of a test photo."""
+    seed = 0
+    for split, count in (("train", 12), ("validation", 5), ("test", 5)):
+        for label in ("healthy", "rust"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for number in range(count):
+                drawn(seed := seed + 1).save(tmp_path / "data" / split / label / f"{number}.png")
+    with Image.open(tmp_path / "data/test/healthy/3.png") as photo:
+        ImageOps.mirror(photo).resize((40, 30)).save(tmp_path / "data/train/healthy/leak.jpg", quality=70)
+    return tmp_path / "data"
+
+
+def test_a_leak_into_the_test_is_dropped_kept_or_stops_the_run(tmp_path, capsys):
+    folder = split_folder(tmp_path)
+    dropped = load_splits(str(folder))
+    where = {"train/healthy/leak.jpg": "is also in test as test/healthy/3.png"}
+    assert dropped.leaked == where and dropped.leaks_dropped
+    assert "train/healthy/leak.jpg" not in {photo.file for photo in dropped.photos}
+    assert "left out, leaked: train/healthy/leak.jpg is also in test as test/healthy/3.png" in counts_table(dropped)
+
+    kept = load_splits(str(folder), on_leakage="keep")
+    assert kept.leaked == where and not kept.leaks_dropped and len(kept.photos) == len(dropped.photos) + 1
+    assert "kept, though leaked: train/healthy/leak.jpg" in counts_table(kept)
+
+    with pytest.raises(DataError, match=r"leak\.jpg is also in test as test/healthy/3\.png"):
+        load_splits(str(folder), on_leakage="stop")
+
+    code, report, table = audit(folder, capsys)
+    assert code == 3 and report["duplicates"]["across_splits"] == [["test/healthy/3.png", "train/healthy/leak.jpg"]]
+    assert "to mend: 1 groups of equal photos lie in several splits; keep each in one" in table
+
+
+def test_a_leak_is_counted_in_the_results_of_a_run(tmp_path, tiny_vit, run_script):
+    folder = split_folder(tmp_path)
+    flags = ("--dataset_name", folder, "--model_name_or_path", tiny_vit, "--num_train_epochs", "1", "--use_cpu")
+    counted = {}
+    for choice in ("drop", "keep"):
+        assert (
+            run_script("train_finetune.py", *flags, "--on_leakage", choice, "--output_dir", tmp_path / choice)[0] == 0
+        )
+        results = json.loads((tmp_path / choice / "results.json").read_text())
+        counted[choice] = (results["splits"]["leakage"], sum(results["dataset"]["counts"]["train"].values()))
+    assert counted == {"drop": ({"found": 1, "dropped": 1}, 24), "keep": ({"found": 1, "dropped": 0}, 25)}
+    code, _, err = run_script("train_finetune.py", *flags, "--on_leakage", "stop", "--output_dir", tmp_path / "stop")
+    assert code == 3 and len(err.strip().splitlines()) == 1
+
+
+def test_copies_never_lie_on_both_sides_of_a_cut(tmp_path):
+    folder = put(tmp_path / "data", healthy=30, rust=30)
+    for number in range(20):
+        with Image.open(folder / f"rust/{number:02d}.png") as photo:
+            photo.transpose(Image.Transpose.ROTATE_180).save(folder / f"rust/copy{number:02d}.jpg", quality=90)
+    for seed in range(3):
+        splits = load_splits(str(folder), split_seed=seed)
+        split_of = {photo.file: photo.split for photo in splits.photos}
+        for number in range(20):
+            assert split_of[f"rust/{number:02d}.png"] == split_of[f"rust/copy{number:02d}.jpg"]
+        assert splits.method == "group"
+        assert "40 photos are copies of each other, in 20 groups" in counts_table(splits)
+        assert set(split_of.values()) == {"train", "validation", "test"}
+
+
+def test_groups_that_share_a_copy_become_one(tmp_path):
+    folder = put(tmp_path / "data", healthy=24, rust=24)
+    with Image.open(folder / "rust/03.png") as photo:
+        photo.save(folder / "rust/plant9_copy.jpg", quality=90)
+    splits = load_splits(str(folder), group_pattern=r"(plant\d)_|(?:rust/0[0-4])")
+    group_of = {photo.file: photo.group for photo in splits.photos}
+    assert group_of["rust/03.png"] == group_of["rust/plant9_copy.jpg"] != ""
+
+
+def test_equal_photos_with_different_labels_are_told(tmp_path, capsys):
+    folder = put(tmp_path / "data", healthy=12, rust=12)
+    (folder / "healthy/again.png").write_bytes((folder / "rust/05.png").read_bytes())
+    code, report, table = audit(folder, capsys)
+    assert code == 3 and report["duplicates"]["conflicting_labels"] == [["healthy/again.png", "rust/05.png"]]
+    assert "equal, other labels: 1\n  healthy/again.png = rust/05.png" in table
+    assert "1 groups of equal photos have different labels, such as" in counts_table(load_splits(str(folder)))
+
+
+def test_a_train_photo_of_the_field_set_is_left_out(tmp_path):
+    lab, field = put(tmp_path / "lab", healthy=20, rust=20), put(tmp_path / "field", healthy=0, rust=0)
+    for number in range(20):
+        drawn(1000 + number).save(field / f"{'rust' if number % 2 else 'healthy'}/{number}.png")
+    splits = load_splits(str(lab))
+    train = splits.of("train")[0].file
+    with Image.open(lab / train) as photo:
+        photo.resize((50, 40)).save(field / "rust/same.jpg")
+    without, shift = load_shift_photos(str(field), splits)
+    assert without.leaked == {train: f"is also in {field} as rust/same.jpg"}
+    assert len(without.photos) == len(splits.photos) - 1 and len(shift.photos) == 21
+    with pytest.raises(DataError, match=r"is also in .*field as rust/same\.jpg"):
+        load_shift_photos(str(field), splits, on_leakage="stop")
+
+
+def test_a_model_finds_what_is_alike_and_labels_that_do_not_fit(photos, tiny_vit, tmp_path, capsys):
+    folder = tmp_path / "data"
+    for photo in photos.rglob("*.jpg"):
+        target = folder / photo.relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(photo.read_bytes())
+    (folder / "healthy/05.jpg").rename(folder / "rust/wrong.jpg")
+    code, report, table = audit(folder, capsys, "--model_name_or_path", str(tiny_vit))
+    assert code == 0
+    suspects = {entry["file"]: entry["suggested"] for entry in report["suspected_mislabels"]}
+    assert suspects.get("rust/wrong.jpg") == "healthy" and len(suspects) <= 4
+    assert "labels to look at" in table
+    with Image.open(tmp_path / "suspects.png") as sheet:
+        assert sheet.width > 200
+    assert all(-1 <= pair["similarity"] <= 1.001 for pair in report["near"])
+
+
+def test_an_audit_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
+    assert main(["audit", str(tmp_path / "nowhere")]) == 2
+    assert "is neither a folder nor a Hub id" in capsys.readouterr().err
+    put(tmp_path / "data", healthy=12, rust=12)
+    assert main(["audit", str(tmp_path / "data"), "--output", str(tmp_path / "no/audit.json")]) == 2
+    assert "make it first" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["audit", str(tmp_path / "data"), "--modle", "x"])
+    assert end.value.code == 2 and "unknown flag --modle" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""Frozen features rank networks, find labels that do not fit, and show what a backbone forgot."""
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+from agritransfer.errors import UsageError
+from agritransfer.evaluation import macro_f1
+from agritransfer.probes import (
+    knn_answers,
+    linear_probe,
+    log_me,
+    order_agreement,
+    out_of_fold_probabilities,
+    suspected_mislabels,
+)
+
+
+def clusters(count: int, seed: int = 0, apart: float = 3.0, width: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Features (photos, width) around three centres, and labels."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(3, size=count)
+    return np.eye(width)[labels] * apart + random.normal(size=(count, width)), labels
+
+
+def test_logme_is_the_evidence_of_a_bayesian_linear_model():
+    features, labels = clusters(60)
+    target = (labels == 0).astype(float)
+    # By hand: the marginal of the target is normal with covariance I / beta + F F^T / alpha; its best value on a grid.
+    grid = np.exp(np.linspace(-4, 6, 60))
+    gram = features @ features.T
+    best = max(
+        multivariate_normal(np.zeros(60), np.eye(60) / beta + gram / alpha).logpdf(target)
+        for alpha in grid
+        for beta in grid
+    )
+    found = [log_me(features, np.where(labels == 0, 0, -1)) * 60, best]
+    # Two labels, 0 and the rest: the evidence of both is the mean, and the rest's target is one minus the first.
+    rest = max(
+        multivariate_normal(np.zeros(60), np.eye(60) / beta + gram / alpha).logpdf(1 - target)
+        for alpha in grid
+        for beta in grid
+    )
+    assert found[0] == pytest.approx((best + rest) / 2, abs=0.3)
+
+
+def test_logme_prefers_features_that_tell_the_labels_apart_whether_few_or_many():
+    for count in (30, 300):
+        scores = [log_me(*clusters(count, apart=apart, width=40)) for apart in (0.0, 2.0, 6.0)]
+        assert scores == sorted(scores) and scores[2] > scores[0] + 0.2
+
+
+def test_neighbours_vote_by_their_angle():
+    known = np.array([[1, 0], [1, 0.1], [1, -0.1], [0, 1], [0.1, 1], [-0.1, 1.0]])
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    # Far away, but in the direction of the first three.
+    assert knn_answers(np.array([[50.0, 4.0], [0.2, 9.0]]), known, labels).tolist() == [0, 1]
+
+
+def test_a_linear_probe_learns_what_can_be_learnt_and_chooses_its_penalty_by_the_known_photos():
+    features, labels = clusters(300)
+    new, new_labels = clusters(600, seed=1)
+    answers = linear_probe(features, features, labels, [""] * 300).argmax(axis=1)
+    assert macro_f1(answers, labels, 3) > 0.9
+    probabilities = linear_probe(new, features, labels, [""] * 300)
+    assert macro_f1(probabilities.argmax(axis=1), new_labels, 3) > 0.9
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    # Forty photos in 200 dimensions of noise: the label does not follow from them, on new photos.
+    noise = np.random.default_rng(0).normal(size=(1040, 200))
+    guesses = linear_probe(noise[40:], noise[:40], labels[:40], [""] * 40).argmax(axis=1)
+    assert (guesses == np.random.default_rng(1).integers(3, size=1000)).mean() < 0.45
+
+
+def test_a_photo_is_judged_by_a_head_that_saw_neither_it_nor_its_copies():
+    random = np.random.default_rng(0)
+    noise = np.repeat(random.normal(size=(60, 400)), 2, axis=0)
+    labels = np.repeat(random.integers(2, size=60), 2)
+    for groups, knows in ((["" for _ in labels], True), ([f"pair {i // 2}" for i in range(120)], False)):
+        right = (out_of_fold_probabilities(noise, labels, groups).argmax(axis=1) == labels).mean()
+        # Noise tells nothing, unless the copy's label is remembered.
+        assert (right > 0.8) == knows and (knows or right < 0.65)
+
+
+def test_wrong_labels_are_found_and_few_right_ones_are_suspected():
+    features, labels = clusters(300, apart=6.0)
+    given, flipped = labels.copy(), np.arange(0, 300, 20)
+    given[flipped] = (labels[flipped] + 1) % 3
+    suspects = suspected_mislabels(out_of_fold_probabilities(features, given, [""] * 300), given)
+    places = [place for place, _, _ in suspects]
+    # A list to look at: most of the wrong ones, hardly a right one.
+    assert len(set(flipped) & set(places)) >= 10 and len(set(places) - set(flipped)) <= 3
+    assert all(suggested == labels[place] for place, suggested, _ in suspects if place in flipped)
+    doubts = [probability for _, _, probability in suspects]
+    assert doubts == sorted(doubts)
+    assert suspected_mislabels(np.eye(3)[labels], labels) == []
+
+
+def test_the_agreement_of_two_orders_is_kendalls_tau_with_an_interval():
+    before = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    assert order_agreement(before, before)[0] == pytest.approx(1.0)
+    assert order_agreement(before, before[::-1])[0] == pytest.approx(-1.0)
+    # Two neighbours swapped: 27 of 28 pairs agree.
+    tau, (low, high) = order_agreement(before, [0.2, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    assert tau == pytest.approx((27 - 1) / 28)
+    assert low < tau <= high <= 1
+    with pytest.raises(UsageError, match="have no order to compare"):
+        order_agreement([0.5, 0.5, 0.5], before[:3])
