@@ -17,7 +17,7 @@ from agritransfer.arguments import (
 )
 from agritransfer.arguments import _build_parser as build_parser
 
-MODULES = sorted(path.stem for path in (ROOT / "agritransfer").glob("*.py") if path.stem != "__init__")
+MODULES = sorted(path.stem for path in (ROOT / "agritransfer").glob("*.py") if not path.stem.startswith("__"))
 SCRIPTS = ["train_finetune.py", "train_lora.py", "train_scratch.py"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
