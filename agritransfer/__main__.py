@@ -12,6 +12,21 @@ COMMANDS = {"audit": audit, "rank": rank, "compare": compare, "predict": predict
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    parser = build_parser()
+    arguments, others = parser.parse_known_args(argv)
+    if others and arguments.command != "compare":
+        parser.error(f"unknown flag {others[0]}; see python -m agritransfer {arguments.command} --help")
+    try:
+        # What compare does not know belongs to the training scripts.
+        command = COMMANDS[arguments.command]
+        return compare.run(arguments, others) if command is compare else command.run(arguments)
+    except (UsageError, DataError) as error:
+        print(f"agritransfer {arguments.command}: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands, each with its own flags."""
     parser = argparse.ArgumentParser(prog="python -m agritransfer", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
@@ -24,15 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_abbrev=False,
         )
         module.add_arguments(command)
-    arguments, others = parser.parse_known_args(argv)
-    if others and arguments.command != "compare":
-        parser.error(f"unknown flag {others[0]}; see python -m agritransfer {arguments.command} --help")
-    try:
-        # What compare does not know belongs to the training scripts.
-        return compare.run(arguments, others) if others else COMMANDS[arguments.command].run(arguments)
-    except (UsageError, DataError) as error:
-        print(f"agritransfer {arguments.command}: error: {error}", file=sys.stderr)
-        return error.exit_code
+    return parser
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import pytest
 from conftest import ROOT
 
+from agritransfer.__main__ import build_parser as build_command_parser
 from agritransfer.arguments import (
     DataArguments,
     FinetuneArguments,
@@ -89,6 +90,8 @@ def test_the_flags_that_the_readme_names_exist():
     from transformers import TrainingArguments
 
     known = set(build_parser((*classes, TrainingArguments), "")._option_string_actions)
+    commands = build_command_parser()._subparsers._group_actions[0].choices
+    known |= {flag for command in commands.values() for flag in command._option_string_actions}
     others = {"--config_file", "--multi_gpu", "--num_processes", "--help_all", "--index-url"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
     assert len(named) >= 15
