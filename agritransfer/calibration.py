@@ -39,8 +39,8 @@ class Known:
         save_file(
             {
                 "features": self.features.astype(np.float16),
-                "confidence": self.confidence.astype(np.float32),
-                "distance": self.distance.astype(np.float32),
+                "confidence": self.confidence,
+                "distance": self.distance,
             },
             path,
         )
@@ -49,7 +49,7 @@ class Known:
 def load_known(path: Path) -> Known:
     """What `Known.save` wrote."""
     arrays = load_file(path)
-    return Known(_unit(arrays["features"].astype(np.float32)), arrays["confidence"], arrays["distance"])
+    return Known(arrays["features"].astype(np.float32), arrays["confidence"], arrays["distance"])
 
 
 def calibrate(
@@ -129,7 +129,8 @@ def answer_threshold(confidence: np.ndarray, right: np.ndarray, target_error: fl
 
 def _learn_known(features: np.ndarray, confidence: np.ndarray, groups: Sequence[str]) -> tuple[Known, np.ndarray]:
     """What the model knows, and how strange each of these photos is beside the others."""
-    features = _unit(features)
+    # As they are saved, so that the verdicts of the run are those of whoever loads it.
+    features, confidence = _unit(features).astype(np.float16).astype(np.float32), confidence.astype(np.float32)
     similarity = features @ features.T
     names = np.array([group or f"photo {i}" for i, group in enumerate(groups)])
     # A photo's own copies would make it look familiar.
@@ -150,7 +151,7 @@ def strangeness(features: np.ndarray, confidence: np.ndarray, known: Known) -> n
 
 def _strangeness(confidence: np.ndarray, distance: np.ndarray, known: Known) -> np.ndarray:
     count = len(known.distance)
-    as_unsure = np.searchsorted(known.confidence, confidence, side="right")
+    as_unsure = np.searchsorted(known.confidence, confidence.astype(np.float32), side="right")
     as_far = count - np.searchsorted(known.distance, distance, side="left")
     return -np.log((as_unsure + 1) / (count + 1)) - np.log((as_far + 1) / (count + 1))
 

@@ -130,11 +130,8 @@ def test_what_is_known_is_the_same_after_it_was_saved(tmp_path):
     new_logits, new_features, _ = clusters(300, seed=3, centre=0.5)
     sure = calibrated_probabilities(new_logits, calibration["temperature"]).max(axis=1)
     before, after = (strangeness(new_features, sure, one) for one in (known, loaded))
-    assert np.abs(before - after).max() < 0.6 and np.mean(before == after) > 0.8
-    agree = np.array(verdicts(new_logits, new_features, calibration, known)) == np.array(
-        verdicts(new_logits, new_features, calibration, loaded)
-    )
-    assert agree.mean() > 0.97
+    assert len(np.unique(before)) > 30 and (before == after).all()
+    assert (known.features == loaded.features).all()
 
 
 def test_few_validation_photos_promise_nothing():

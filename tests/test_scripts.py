@@ -234,11 +234,11 @@ def test_help_answers_fast_with_an_example_and_without_torch(script):
 
 
 @pytest.mark.slow
-def test_two_processes_give_one_set_of_files_and_the_metrics_of_one(photos, tiny_vit, tmp_path):
+def test_two_processes_give_one_set_of_files_and_the_metrics_of_one(photos, field_photos, tiny_vit, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     flags = ["--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "3", "--use_cpu"]
     # Without augmentation: two processes draw other crops than one.
-    flags += ["--shift_dataset_name", photos, "--augmentation", "none"]
+    flags += ["--shift_dataset_name", field_photos, "--augmentation", "none"]
     # accelerate 1.15 starts several CPU processes through this flag only: a MULTI_CPU configuration wants mpirun.
     runs = {"one": [], "two": ["--multi_gpu", "--num_processes", "2"]}
     for name, processes in runs.items():
