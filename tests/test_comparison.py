@@ -7,9 +7,20 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from agritransfer.comparison import compare, gain, mean_macro_f1, read_candidates, recommendation
+from agritransfer.__main__ import main
+from agritransfer.commands.compare import _flags_for
+from agritransfer.comparison import (
+    compare,
+    gain,
+    mean_macro_f1,
+    measure_forgetting,
+    read_candidates,
+    recommendation,
+)
+from agritransfer.data import load_splits
 from agritransfer.errors import DataError, UsageError
 from agritransfer.evaluation import macro_f1, read_predictions, seeded_interval, sign_flip_p_value, write_predictions
+from agritransfer.models import load_pretrained, load_processor
 from agritransfer.report import comparison_table, report_text, write_report
 from agritransfer.sources import Photo
 
@@ -255,3 +266,95 @@ def test_a_label_cannot_break_the_table_or_the_page(tmp_path):
     write_report(tmp_path, comparison)
     assert "<script>" not in (tmp_path / "report.html").read_text()
     assert "a\\|b" in (tmp_path / "report.md").read_text()
+
+
+def test_finished_runs_are_compared_by_the_command(tmp_path, capsys):
+    folders = runs(tmp_path / "runs", {"scratch": (0.4, 0.3), "lora": (0.9, 0.8)}, seeds=1)
+    assert main(["compare", "--runs", *map(str, folders), "--output_dir", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "Use LoRA here" in out and f"written to {tmp_path / 'out'}" in out
+    left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert left == {"comparison.json", "report.html", "report.md", "figures/scores.png", "figures/costs.png"}
+
+
+def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
+    run = put_run(tmp_path / "run", "lora", 0, 0.8)
+    for words, complaint in (
+        ([], "give either a data set to train on, or --runs"),
+        (["photos", "--runs", run], "give either a data set to train on, or --runs"),
+        (["photos"], "--model_name_or_path is missing"),
+        (["photos", "--model_name_or_path", "m", "--seeds", "0"], "--seeds begins at 1; found 0"),
+        (["photos", "--model_name_or_path", "m", "--budget_epochs", "0"], "--budget_epochs begins at 1; found 0"),
+        (["photos", "--model_name_or_path", "m", "--seed", "3"], "--seed"),
+        (["--runs", run, "--use_dora"], "unknown flag --use_dora; --runs trains nothing"),
+        (["--runs", tmp_path], "is no finished run"),
+    ):
+        assert main(["compare", *map(str, words)]) == 2, words
+        err = capsys.readouterr().err
+        assert complaint in err and err.count("\n") == 1, err
+
+
+def test_a_flag_of_one_strategy_goes_to_that_one():
+    flags = ["--lora_r", "4", "--model_size=nano", "--image_size", "64", "--learning_rate", "-1", "--fp16"]
+    assert _flags_for("lora", flags) == ["--lora_r", "4", "--image_size", "64", "--learning_rate", "-1", "--fp16"]
+    assert _flags_for("scratch", flags) == ["--model_size=nano", *flags[3:]]
+    assert _flags_for("head", flags) == flags[3:]
+
+
+def backbone(folder: Path, tiny_vit: Path, photos: Path, blind: bool) -> Path:
+    """A trained run of tiny_vit as far as its weights: as they were, or blind to what is in a photo."""
+    model = load_pretrained(str(tiny_vit), None, ["blight", "healthy", "rust"], 32)
+    if blind:
+        model.vit.embeddings.patch_embeddings.projection.weight.data.zero_()
+    model.save_pretrained(folder)
+    load_processor(str(tiny_vit), None, 32).save_pretrained(folder)
+    return folder
+
+
+def test_a_backbone_that_went_blind_has_forgotten_and_one_that_did_not_move_has_not(photos, tiny_vit, tmp_path):
+    base = {"name": str(tiny_vit), "revision": None}
+    for name, strategy, blind in (("same", "lora", False), ("blind", "finetune", True)):
+        backbone(put_run(tmp_path / name, strategy, 0, 0.9, base_model=base), tiny_vit, photos, blind)
+    put_run(tmp_path / "head", "head", 0, 0.9, base_model=base)
+    candidates = read_candidates([tmp_path / name for name in ("head", "same", "blind")])
+    found = measure_forgetting(candidates, load_splits(str(photos), test_fraction=0.4))
+    assert found["n"] == 15 and [entry["name"] for entry in found["after"]] == ["LoRA", "fine-tuning"]
+    before, (same, blind) = found["before"][0]["macro_f1"], found["after"]
+    # Means of noise of three colours: even random weights tell them apart.
+    assert before > 0.7
+    assert (same["gain"], same["gain_ci95"]) == (0, [0, 0]) and same["macro_f1"] == before
+    # Blind, all photos get one answer: F1 of 0.5 for one class of three.
+    assert blind["macro_f1"] == pytest.approx(0.5 / 3) and blind["gain"] == pytest.approx(0.5 / 3 - before)
+    assert blind["gain_ci95"][1] < 0
+
+
+@pytest.mark.slow
+def test_a_comparison_is_trained_once_stopped_and_taken_up_again(photos, field_photos, tiny_vit, tmp_path, capsys):
+    output = tmp_path / "out"
+    flags = ["compare", str(photos), "--model_name_or_path", str(tiny_vit), "--shift_dataset_name", str(field_photos)]
+    flags += ["--strategies", "head", "lora", "--seeds", "2", "--output_dir", str(output)]
+    more = ["--budget_epochs", "1", "--lora_r", "2", "--use_cpu"]
+    assert main([*flags, *more, "--no_such_flag", "1"]) == 2
+    complaint = capsys.readouterr().err
+    assert "--no_such_flag" in complaint and str(output / "head-seed0.log") in complaint
+    assert main([*flags, *more]) == 0
+    first = capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads((output / "comparison.json").read_text())["rows"]}
+    assert rows["feature extraction"]["trainable_parameters"] == 16 * 3 + 3
+    assert rows["LoRA"]["trainable_parameters"] == 2 * 4 * (2 * 16 * 2) + 16 * 3 + 3
+    assert [len(row["runs"]) for row in rows.values()] == [2, 2]
+    # One run is lost: it alone is trained again, and the same seed gives the same numbers.
+    before = (output / "comparison.json").read_text()
+    (output / "lora-seed1/results.json").unlink()
+    kept = (output / "head-seed0/results.json").stat().st_mtime_ns
+    assert main([*flags, *more]) == 0
+    again = capsys.readouterr().out
+    assert again.count("finished before, kept") == 3 and "kept" not in first
+    assert (output / "head-seed0/results.json").stat().st_mtime_ns == kept
+    of_seeds = [
+        [row["test"]["macro_f1_of_seeds"] for row in json.loads(text)["rows"]]
+        for text in (before, (output / "comparison.json").read_text())
+    ]
+    assert of_seeds[0] == of_seeds[1]
+    assert main([*flags, "--budget_epochs", "2", "--lora_r", "2", "--use_cpu"]) == 2
+    assert "holds a run with other flags" in capsys.readouterr().err

@@ -1,9 +1,16 @@
 """Frozen features rank networks, find labels that do not fit, and show what a backbone forgot."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
+from transformers import ViTForImageClassification
 
+from agritransfer.__main__ import main
+from agritransfer.data import load_splits
 from agritransfer.errors import UsageError
 from agritransfer.evaluation import macro_f1
 from agritransfer.probes import (
@@ -105,3 +112,55 @@ def test_the_agreement_of_two_orders_is_kendalls_tau_with_an_interval():
     assert low < tau <= high <= 1
     with pytest.raises(UsageError, match="have no order to compare"):
         order_agreement([0.5, 0.5, 0.5], before[:3])
+
+
+def put_networks(tiny_vit: Path, folder: Path) -> list[Path]:
+    """Three networks of the same form: one sees the photo, one a little of it, one nothing."""
+    networks = []
+    for name, sight in (("sees", 1.0), ("dim", 1e-3), ("blind", 0.0)):
+        model = ViTForImageClassification.from_pretrained(tiny_vit)
+        model.vit.embeddings.patch_embeddings.projection.weight.data.mul_(sight)
+        model.save_pretrained(folder / name)
+        shutil.copy(tiny_vit / "preprocessor_config.json", folder / name)
+        networks.append(folder / name)
+    return networks
+
+
+def test_networks_are_ranked_by_what_they_see_and_the_order_is_compared(photos, tiny_vit, tmp_path, capsys):
+    networks = put_networks(tiny_vit, tmp_path)
+    fingerprint = load_splits(str(photos)).fingerprint
+    runs = []
+    for network, score in zip(networks, (0.9, 0.6, 0.3), strict=True):
+        run = tmp_path / "runs" / network.name
+        run.mkdir(parents=True)
+        facts = {"base_model": {"name": str(network)}, "dataset": {"fingerprint": fingerprint}}
+        (run / "results.json").write_text(json.dumps({**facts, "test": {"macro_f1": score}}))
+        runs.append(str(run))
+    command = ["rank", str(photos), "--models", *map(str, reversed(networks)), "--output", str(tmp_path / "rank.json")]
+    assert main([*command, "--runs", *runs]) == 0
+    out = capsys.readouterr().out
+    rows = {row["model"].rsplit("/", 1)[-1]: row for row in json.loads((tmp_path / "rank.json").read_text())}
+    assert list(rows)[0] == "sees" and rows["sees"]["probe_macro_f1"] > rows["blind"]["probe_macro_f1"]
+    # Blind, all validation photos get one answer: F1 of 0.5 for one class of three.
+    assert rows["blind"]["probe_macro_f1"] == pytest.approx(0.5 / 3)
+    assert rows["blind"]["logme"] == min(row["logme"] for row in rows.values())
+    assert rows["sees"]["test_macro_f1"] == 0.9 and rows["sees"]["memory_bytes"] > 4 * 1000
+    assert "agreement with the order after training, 3 networks" in out and "6 validation photos" in out
+    # Two runs hold no order, and runs on other photos say nothing of these.
+    assert main([*command, "--runs", *runs[:2]]) == 2
+    assert "an order to agree with needs at least 3" in capsys.readouterr().err
+    facts = json.loads((tmp_path / "runs/sees/results.json").read_text()) | {"dataset": {"fingerprint": "other"}}
+    (tmp_path / "runs/sees/results.json").write_text(json.dumps(facts))
+    assert main([*command, "--runs", *runs]) == 3
+    assert "was trained on other photos" in capsys.readouterr().err
+
+
+def test_rank_says_in_one_line_what_it_cannot_do(photos, tiny_vit, tmp_path, capsys):
+    for words, complaint in (
+        (["--models", tiny_vit], "--models needs at least two networks"),
+        (["--models", tiny_vit, "x", "--output", tmp_path / "no/rank.json"], "make it first"),
+        (["--models", tiny_vit, "x", "--runs", tmp_path], "is no finished run"),
+    ):
+        assert main(["rank", str(photos), *map(str, words)]) == 2
+        err = capsys.readouterr().err
+        assert complaint in err and err.count("\n") == 1, err
