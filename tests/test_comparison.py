@@ -287,7 +287,7 @@ def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
         (["photos", "--model_name_or_path", "m", "--budget_epochs", "0"], "--budget_epochs begins at 1; found 0"),
         (["photos", "--model_name_or_path", "m", "--seed", "3"], "--seed"),
         (["--runs", run, "--use_dora"], "unknown flag --use_dora; --runs trains nothing"),
-        (["--runs", tmp_path], "is no finished run"),
+        (["--runs", tmp_path], "no finished run in --runs"),
     ):
         assert main(["compare", *map(str, words)]) == 2, words
         err = capsys.readouterr().err

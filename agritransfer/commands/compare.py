@@ -81,6 +81,8 @@ def _check(arguments: argparse.Namespace, training_flags: list[str]) -> None:
 
 def _finished(folders: list[Path]) -> list[Path]:
     finished = [folder for folder in folders if (folder / "results.json").is_file()]
+    if not finished:
+        raise UsageError(f"no finished run in --runs {folders[0]}; a finished run holds results.json")
     if others := [str(folder) for folder in folders if folder not in finished]:
         print(f"left out, no finished runs: {', '.join(others)}")
     return finished
