@@ -1,0 +1,80 @@
+"""Does a trained model know what it has never seen? Four scores of strangeness, side by side.
+
+    python benchmarks/unknown_plants.py ../shared/data/other_plants runs/NAME...
+
+The photos of the folder are of no class of the runs. Every score takes as its limit what 93 % of a run's validation
+photos keep, so that only the choice of the score differs. "not sure" is the run's own verdict, all rules together.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy.special import logsumexp
+
+from agritransfer.calibration import KNOWN_SHARE, calibrated_probabilities, strangeness, verdicts
+from agritransfer.data import load_splits
+from agritransfer.evaluation import predict
+from agritransfer.models import load_classifier
+from agritransfer.pixels import PhotoDataset
+from agritransfer.results import read_calibration, read_results
+from agritransfer.sources import read_source
+
+BATCH_SIZE = 64
+SCORES = ("softmax", "energy", "distance", "both")
+
+
+def outputs_of(folder: Path, strangers: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Logits and features of what the run was validated and tested on, and of the strangers."""
+    results = read_results(folder)
+    model, processor = load_classifier(folder)
+    splits = load_splits(results["dataset"]["name"], splits_file=str(folder / "splits.csv"))
+    sets = {split: splits.dataset(split, processor) for split in ("validation", "test")}
+    if results["shift"]:
+        field = read_source(results["shift"]["name"])
+        sets["field"] = PhotoDataset(field.images, [p.row for p in field.photos], [0] * len(field.photos), processor)
+    others = sorted(Path(strangers).rglob("*.jpg"))
+    images = [{"image": {"path": str(path), "bytes": None}} for path in others]
+    sets["others"] = PhotoDataset(images, range(len(others)), [0] * len(others), processor)
+    return {name: predict(model, photos, BATCH_SIZE) for name, photos in sets.items()}
+
+
+def strangeness_by_score(
+    outputs: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path
+) -> dict[str, dict[str, np.ndarray]]:
+    """{score: {set: how strange each photo is}}."""
+    calibration, known = read_calibration(folder)
+    found: dict[str, dict[str, np.ndarray]] = {score: {} for score in SCORES}
+    for name, (logits, features) in outputs.items():
+        confidence = calibrated_probabilities(logits, calibration["temperature"]).max(axis=1)
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        similarity = unit @ known.features.T
+        if name == "validation":
+            np.fill_diagonal(similarity, -1)
+        found["softmax"][name] = 1 - confidence
+        found["energy"][name] = -logsumexp(logits, axis=1)
+        found["distance"][name] = 1 - similarity.max(axis=1)
+        # A validation photo is its own nearest one; its limit is the run's own.
+        if name != "validation":
+            found["both"][name] = strangeness(features, confidence, known)
+    return found
+
+
+def main() -> None:
+    """Print a table for each run."""
+    strangers, *folders = sys.argv[1:]
+    for folder in map(Path, folders):
+        outputs = outputs_of(folder, strangers)
+        calibration, known = read_calibration(folder)
+        shown = [name for name in outputs if name != "validation"]
+        print(f"{folder.name}: share taken for unknown\n  {'score':<10}" + "".join(f"{name:>8}" for name in shown))
+        for score, of in strangeness_by_score(outputs, folder).items():
+            own = calibration["unknown"]["threshold"]
+            limit = own if score == "both" else np.quantile(of["validation"], KNOWN_SHARE)
+            print(f"  {score:<10}" + "".join(f"{(of[name] > limit).mean():>8.1%}" for name in shown))
+        refused = {name: [v != "answer" for v in verdicts(*outputs[name], calibration, known)] for name in shown}
+        print(f"  {'not sure':<10}" + "".join(f"{np.mean(refused[name]):>8.1%}" for name in shown))
+
+
+if __name__ == "__main__":
+    main()
