@@ -19,8 +19,9 @@ def main(data_args, model_args, lora_args, training_args):
     # Imported here, so that --help answers before torch is loaded
     from agritransfer.data import counts_table, load_shift_photos, load_splits
     from agritransfer.evaluation import compute_metrics
-    from agritransfer.models import load_pretrained, load_processor
+    from agritransfer.models import hub_commit, load_pretrained, load_processor
     from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
+    from agritransfer.publishing import UploadCheckpoints, destination_of, publish_run
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
     from agritransfer.strategies import add_lora, trainable_line
     from agritransfer.training import ImageTrainer, class_weights, prepare_process, say
@@ -28,6 +29,9 @@ def main(data_args, model_args, lora_args, training_args):
     prepare_process(training_args)
     with run_folder(training_args, data_args.restart) as folder:
         say(settings_line(data_args, model_args, lora_args, training_args))
+
+        # Hub: asked before the first step, so that a wrong token costs seconds
+        destination = destination_of(training_args, data_args.share_splits, data_args.license)
 
         # Photos: who is in which split, every one decoded once
         splits = load_splits(data_args.dataset_name, **data_args.split_options())
@@ -37,10 +41,11 @@ def main(data_args, model_args, lora_args, training_args):
         say(*map(counts_table, filter(None, [splits, shift])))
 
         # Model
-        base_model = {"name": model_args.model_name_or_path, "revision": model_args.model_revision}
-        processor = load_processor(base_model["name"], base_model["revision"], data_args.image_size)
+        name, revision = model_args.model_name_or_path, model_args.model_revision
+        processor = load_processor(name, revision, data_args.image_size)
         image_size = processor_image_size(processor)
-        model = load_pretrained(base_model["name"], base_model["revision"], splits.labels, image_size)
+        model = load_pretrained(name, revision, splits.labels, image_size)
+        base_model = {"name": name, "revision": hub_commit(name, revision)}
 
         # Strategy: which weights move, and how fast
         model = add_lora(
@@ -66,6 +71,8 @@ def main(data_args, model_args, lora_args, training_args):
             early_stopping_patience=data_args.early_stopping_patience,
             compute_metrics=compute_metrics,
         )
+        if destination is not None:
+            trainer.add_callback(UploadCheckpoints(destination, processor))
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
         # Run folder: the best weights, proven on disk, then scored from there
@@ -81,6 +88,7 @@ def main(data_args, model_args, lora_args, training_args):
             base_model=base_model,
             target_error=data_args.target_error,
         )
+        publish_run(folder, destination)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def main(data_args, scratch_args, training_args):
     from agritransfer.evaluation import compute_metrics
     from agritransfer.models import build_from_scratch
     from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
+    from agritransfer.publishing import UploadCheckpoints, destination_of, publish_run
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
     from agritransfer.strategies import trainable_line
     from agritransfer.training import ImageTrainer, class_weights, prepare_process, say
@@ -26,6 +27,9 @@ def main(data_args, scratch_args, training_args):
     prepare_process(training_args)
     with run_folder(training_args, data_args.restart) as folder:
         say(settings_line(data_args, scratch_args, training_args))
+
+        # Hub: asked before the first step, so that a wrong token costs seconds
+        destination = destination_of(training_args, data_args.share_splits, data_args.license)
 
         # Photos: who is in which split, every one decoded once
         splits = load_splits(data_args.dataset_name, **data_args.split_options())
@@ -56,6 +60,8 @@ def main(data_args, scratch_args, training_args):
             early_stopping_patience=data_args.early_stopping_patience,
             compute_metrics=compute_metrics,
         )
+        if destination is not None:
+            trainer.add_callback(UploadCheckpoints(destination, processor))
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
         # Run folder: the best weights, proven on disk, then scored from there
@@ -71,6 +77,7 @@ def main(data_args, scratch_args, training_args):
             base_model=base_model,
             target_error=data_args.target_error,
         )
+        publish_run(folder, destination)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What can be done beside training: `python -m agritransfer audit | rank | compare | predict`."""
+"""What can be done beside training: `python -m agritransfer audit | rank | compare | predict | publish`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from agritransfer.commands import audit, compare, predict, rank
-from agritransfer.errors import DataError, UsageError
+from agritransfer.commands import audit, compare, predict, publish, rank
+from agritransfer.errors import DataError, PublishError, UsageError
 
-COMMANDS = {"audit": audit, "rank": rank, "compare": compare, "predict": predict}
+COMMANDS = {"audit": audit, "rank": rank, "compare": compare, "predict": predict, "publish": publish}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What compare does not know belongs to the training scripts.
         command = COMMANDS[arguments.command]
         return compare.run(arguments, others) if command is compare else command.run(arguments)
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, PublishError) as error:
         print(f"agritransfer {arguments.command}: error: {error}", file=sys.stderr)
         return error.exit_code
 

@@ -69,6 +69,8 @@ class DataArguments:
     target_error: float = _flag(
         0.05, 'Answers that may be wrong; the model says "not sure" wherever this would be broken on validation.'
     )
+    share_splits: bool = _flag(True, "Publish splits.csv too: the names of the files, never the photos.")
+    license: str | None = _flag(None, "Licence of the published weights, such as apache-2.0; without it the card asks.")
     recipe: str | None = _flag(None, "A YAML file of flags, such as recipes/sample_lora.yaml; later flags win.")
     restart: bool = _flag(False, "Put an earlier run in --output_dir aside and begin again.")
 
@@ -175,6 +177,7 @@ SHARED_DEFAULTS = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "macro_f1",
     "greater_is_better": True,
+    "hub_strategy": "end",
 }
 
 OLD_FLAGS = {
@@ -192,7 +195,6 @@ OLD_FLAGS = {
     "group_by_length": "nothing: photos have one length",
     "remove_unused_columns": "nothing: photos need their columns, it is always off",
     "hub_token": "the environment variable HF_TOKEN (a flag would be written into the checkpoints)",
-    "push_to_hub": "`hf upload USER/NAME RUN_FOLDER` after the run (the Trainer's own push hides its failures)",
 }
 
 

@@ -13,6 +13,12 @@ class DataError(ValueError):
     exit_code = 3
 
 
+class PublishError(RuntimeError):
+    """All is trained and on disk, but not on the Hub."""
+
+    exit_code = 4
+
+
 class DivergedError(RuntimeError):
     """The loss is no longer a number."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -114,6 +115,16 @@ def load_pretrained(
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
     return set_image_size(model, image_size)
+
+
+def hub_commit(model_name_or_path: str, revision: str | None) -> str | None:
+    """The commit that was loaded of a Hub model, whatever its branch is later moved to; None for a folder."""
+    if Path(model_name_or_path).is_dir():
+        return None
+    # The cache files a snapshot under the name of its commit, and knows it without the network.
+    return Path(
+        huggingface_hub.try_to_load_from_cache(model_name_or_path, "config.json", revision=revision)
+    ).parent.name
 
 
 def build_from_scratch(

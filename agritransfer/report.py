@@ -120,7 +120,8 @@ def report_text(comparison: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     # A label may hold the sign that parts the columns.
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -161,7 +162,7 @@ def _scores(comparison: dict[str, Any]) -> str:
             cells += [interval_text(scores, "macro_f1"), f"{scores['accuracy']:.3f}", f"{scores['coverage']:.0%}"]
         rows.append(cells)
     note = '"answered" is the share of photos that the model does not answer with "not sure".'
-    return f"{_markdown_table([*headings, *field], rows)}\n\n{note}"
+    return f"{markdown_table([*headings, *field], rows)}\n\n{note}"
 
 
 def _pairs(comparison: dict[str, Any]) -> str:
@@ -177,7 +178,7 @@ def _pairs(comparison: dict[str, Any]) -> str:
         "Paired on the same photos. p: permutation test of the difference in accuracy, corrected for the number of "
         "pairs (Benjamini and Hochberg). A gain over scratch below zero is negative transfer."
     )
-    return f"{_markdown_table(headings, rows)}\n\n{note}"
+    return f"{markdown_table(headings, rows)}\n\n{note}"
 
 
 def _called(split: str) -> str:
@@ -190,7 +191,7 @@ def _class_drops(comparison: dict[str, Any]) -> str:
         for row in comparison["rows"]
         for drop in row["class_drops"]
     ]
-    return _markdown_table(["strategy", "class, worst first", "test F1", "field F1", "change"], rows)
+    return markdown_table(["strategy", "class, worst first", "test F1", "field F1", "change"], rows)
 
 
 def _forgetting(comparison: dict[str, Any]) -> str:
@@ -202,7 +203,7 @@ def _forgetting(comparison: dict[str, Any]) -> str:
     return (
         f"A linear probe on frozen features tells `{Path(found['dataset']).name}` apart, photos that took no part in "
         f"the training here; {found['n']} test photos.\n\n"
-        f"{_markdown_table(['backbone', 'macro F1 of the probe', 'change'], rows)}\n\n"
+        f"{markdown_table(['backbone', 'macro F1 of the probe', 'change'], rows)}\n\n"
         "Feature extraction leaves the backbone as it was."
     )
 
@@ -221,7 +222,7 @@ def _cost_table(comparison: dict[str, Any]) -> str:
         for row in comparison["rows"]
     ]
     return (
-        _markdown_table(headings, rows)
+        markdown_table(headings, rows)
         + "\n\nOf LoRA the adapter is published; the merged model is as large as the others."
     )
 

@@ -31,7 +31,7 @@ from transformers import (
 
 from agritransfer.calibration import calibrated_probabilities, confidence_bins
 from agritransfer.data import SPLITS, Splits, write_splits_file
-from agritransfer.errors import DataError, DivergedError, UsageError
+from agritransfer.errors import DataError, DivergedError, PublishError, UsageError
 from agritransfer.evaluation import predict, write_predictions
 from agritransfer.figures import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
 from agritransfer.models import load_classifier, load_pretrained
@@ -68,6 +68,9 @@ def run_folder(args: TrainingArguments, restart: bool) -> Iterator[Path]:
     try:
         yield folder
         state, exit_code = "done", 0
+    except PublishError as error:
+        state, exit_code = "not published", error.exit_code
+        sys.exit(_say(error))
     except (UsageError, DataError, DivergedError) as error:
         exit_code = error.exit_code
         sys.exit(_say(error))
@@ -83,6 +86,9 @@ def _check_unused(folder: Path, restart: bool, resume_from_checkpoint: str | Non
         results = read_results(folder)
         if results["command"] == command_line():
             say(f"{folder} is finished; its results:\n{results_table(results)}")
+            if json.loads((folder / "status.json").read_text())["exit_code"] == PublishError.exit_code:
+                again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
+                sys.exit(_say(PublishError(f"it is not published yet; {again}")))
             sys.exit(0)
         raise UsageError(f"{folder} holds another finished run; choose a new --output_dir or add --restart")
     if resume_from_checkpoint is not None and not Path(resume_from_checkpoint).is_dir():
@@ -94,7 +100,7 @@ def _check_unused(folder: Path, restart: bool, resume_from_checkpoint: str | Non
         )
 
 
-def _say(error: UsageError | DataError | DivergedError) -> int:
+def _say(error: UsageError | DataError | DivergedError | PublishError) -> int:
     if PartialState().is_main_process:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
     return error.exit_code
@@ -134,7 +140,7 @@ def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Spl
         # The adapter alone would answer with the base model's labels.
         model.get_base_model().config.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink()
-        _check_same(trained, _logits(_load_adapter(folder / "adapter", base_model, processor), pixels), "the adapter")
+        _check_same(trained, _logits(load_adapter(folder / "adapter", base_model, processor), pixels), "the adapter")
         model = merge_lora(model)
     model.save_pretrained(folder)
     # The processor of a timm model is part of config.json.
@@ -143,7 +149,8 @@ def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Spl
     _check_same(trained, _logits(load_classifier(folder)[0], pixels), "the saved model")
 
 
-def _load_adapter(folder: Path, base_model: dict, processor: BaseImageProcessor) -> PeftModel:
+def load_adapter(folder: Path, base_model: dict, processor: BaseImageProcessor) -> PeftModel:
+    """A saved adapter on its base model, with the labels beside it and for the processor's photos."""
     id2label = AutoConfig.from_pretrained(folder).id2label
     labels = [id2label[index] for index in sorted(id2label)]
     base = load_pretrained(base_model["name"], base_model["revision"], labels, processor_image_size(processor))

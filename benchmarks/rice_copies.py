@@ -89,10 +89,10 @@ def pairs_of_equal_colours(photos: list[Image.Image]) -> set[tuple[int, int]]:
     return pairs
 
 
-def accuracies(features: np.ndarray, labels: np.ndarray, groups: list[str]) -> list[float]:
+def accuracies(features: np.ndarray, labels: np.ndarray, groups: list[str], repeats: int = REPEATS) -> list[float]:
     """Accuracy of a linear probe in each of some five-fold cross-validations that keep the groups whole."""
     scores = []
-    for seed in range(REPEATS):
+    for seed in range(repeats):
         order = np.random.default_rng(seed).permutation(len(labels))
         probabilities = out_of_fold_probabilities(features[order], labels[order], [groups[place] for place in order])
         scores.append(float((probabilities.argmax(axis=1) == labels[order]).mean()))

@@ -3,9 +3,22 @@
 import csv
 import warnings
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from transformers import pipeline
+
+from agritransfer.__main__ import main
+from agritransfer.data import load_splits
+from agritransfer.duplicates import find_duplicates, thumbnail
+from agritransfer.pixels import decode_photo
+from benchmarks.rice_copies import (
+    accuracies,
+    known_copies,
+    pairs_of,
+    pairs_of_equal_colours,
+    precision_and_recall,
+)
 
 SHARED = ROOT.parent / "shared"
 pytestmark = [
@@ -39,11 +52,40 @@ def test_a_few_real_photos_are_learnt_and_served_alike(script, model, flags, at_
     folders = {"test": LAB, "shift": FIELD}
     served = [classifier(str(folders[r["split"]] / r["file"]), top_k=1)[0] for r in rows if r["split"] in folders]
     assert [answer["label"] for answer in served] == [r["predicted"] for r in rows if r["split"] in folders]
+    # Leaves of other plants, of which this model was never told.
+    strangers = [str(photo) for photo in sorted((SHARED / "data/other_plants").iterdir())[:60]]
+    assert main(["predict", str(run), *strangers, "--output", str(tmp_path / "strangers.csv")]) == 0
+    with (tmp_path / "strangers.csv").open(newline="") as file:
+        refused = [row["verdict"] != "answer" for row in csv.DictReader(file)]
+    print(f"{script}: {sum(refused)} of {len(refused)} strangers refused")
+    assert sum(refused) / len(refused) >= 0.8
+
+
+def test_copies_in_real_photos_are_found_and_a_split_that_divides_them_scores_too_high():
+    rice = SHARED / "data/rice_field"
+    splits = load_splits(str(rice))
+    photos = [decode_photo(rice / photo.file) for photo in splits.photos]
+    true = pairs_of_equal_colours(photos)
+    seen_before = {later for _, later in true}
+    found, made, _ = known_copies([photo for place, photo in enumerate(photos) if place not in seen_before])
+    precision, recall = precision_and_recall(found, made)
+    assert precision >= 0.95 and recall >= 0.95
+    groups = find_duplicates([str(place) for place in range(len(photos))], np.stack([thumbnail(p) for p in photos]))
+    precision, recall = precision_and_recall(pairs_of(groups), true)
+    assert precision >= 0.95 and recall >= 0.95
+    # Five shots of one leaf and their copies are the largest group; nothing else was drawn into it.
+    assert max(map(len, groups)) == 10
+
+    labels = np.array([splits.labels.index(photo.label) for photo in splits.photos])
+    # The grey levels of the thumbnails are enough of a feature to tell a copy by.
+    looks = np.stack([thumbnail(photo).reshape(-1) for photo in photos]).astype(np.float32)
+    group_of = {place: f"group {number}" for number, group in enumerate(groups) for place in group}
+    names = [group_of.get(place, f"photo {place}") for place in range(len(photos))]
+    divided, whole = (accuracies(looks, labels, of, repeats=1)[0] for of in ([""] * len(photos), names))
+    assert divided > whole + 0.03
 
 
 def test_jpeg_and_png_photos_of_the_field_are_all_found():
-    from agritransfer.data import load_splits
-
     splits = load_splits(str(SHARED / "data/rice_field"))
     assert len(splits.photos) == len(splits.found) == 552
     assert splits.labels == ["bacterial_leaf_blight", "blast", "brown_spot"]

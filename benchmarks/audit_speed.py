@@ -1,0 +1,50 @@
+"""What does the look before every training cost, beside a plain decode of the same files?
+
+    python benchmarks/audit_speed.py ../shared/data/cardamom_lab
+
+Both read and decode every photo on all cores, in turns; the audit also turns upright, notes, compares and groups.
+"""
+
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from agritransfer.arguments import available_cores
+from agritransfer.audit import examine
+from agritransfer.sources import read_source
+
+TURNS = 5
+
+
+def plain_decode(path: Path) -> None:
+    """Pillow's own: open, decode, RGB."""
+    with Image.open(path) as photo:
+        photo.convert("RGB")
+
+
+def main() -> None:
+    """Print photos per second of both and their ratio."""
+    folder = Path(sys.argv[1])
+    source = read_source(str(folder))
+    files = [folder / photo.file for photo in source.photos]
+    speeds: dict[str, list[float]] = {"plain decode": [], "audit": []}
+    for _ in range(TURNS):
+        started = time.perf_counter()
+        with ThreadPoolExecutor(available_cores()) as pool:
+            list(pool.map(plain_decode, files))
+        between = time.perf_counter()
+        examine(source.images, source.photos)
+        speeds["plain decode"].append(len(files) / (between - started))
+        speeds["audit"].append(len(files) / (time.perf_counter() - between))
+    for name, of in speeds.items():
+        print(f"{name}: {statistics.median(of):.0f} photos/s ({min(of):.0f} to {max(of):.0f}), {len(files)} photos")
+    ratios = [audit / plain for plain, audit in zip(speeds["plain decode"], speeds["audit"], strict=True)]
+    print(f"audit / plain decode: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()
