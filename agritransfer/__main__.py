@@ -1,13 +1,20 @@
-"""What can be done beside training: `python -m agritransfer audit | rank | compare | predict | publish`."""
+"""What can be done beside training: `python -m agritransfer COMMAND ...`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from agritransfer.commands import audit, compare, predict, publish, rank
+from agritransfer.commands import audit, compare, predict, publish, publish_dataset, rank
 from agritransfer.errors import DataError, PublishError, UsageError
 
-COMMANDS = {"audit": audit, "rank": rank, "compare": compare, "predict": predict, "publish": publish}
+COMMANDS = {
+    "audit": audit,
+    "rank": rank,
+    "compare": compare,
+    "predict": predict,
+    "publish": publish,
+    "publish-dataset": publish_dataset,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from agritransfer.results import KNOWN_FILE, read_results
 from agritransfer.run_folder import LOGIT_TOLERANCE, load_adapter
 from agritransfer.sources import in_one_line, read_source
 from agritransfer.training import say
-from agritransfer.uploading import LOST, download, local_files, patient_client, preflight, tag_commit, upload
+from agritransfer.uploading import LOST, NEVER, download, local_files, patient_client, preflight, tag_commit, upload
 
 # What may leave the run folder. Checkpoints hold pickles, predictions.csv names every photo, status.json is ours.
 PUBLISHED = (
@@ -142,7 +143,9 @@ def _publish(folder: Path, destination: Destination) -> Published:
         tag = tag_commit(api, destination.repo_id, commit)
         if CHECKPOINT_BRANCH in destination.failed:
             last = max(folder.glob("checkpoints/checkpoint-*"), key=lambda path: path.stat().st_mtime)
-            upload(api, last, destination.repo_id, f"checkpoint {last.name}", branch=CHECKPOINT_BRANCH)
+            copy_checkpoint(last, Path(parent) / "checkpoint")
+            message = f"{last.name}, after training"
+            upload(api, Path(parent) / "checkpoint", destination.repo_id, message, branch=CHECKPOINT_BRANCH)
         return Published(
             url=f"{huggingface_hub.constants.ENDPOINT}/{destination.repo_id}",
             commit=commit,
@@ -207,11 +210,11 @@ def _licence_of_base(api: huggingface_hub.HfApi, base: dict[str, Any] | None) ->
     if base is None or base["revision"] is None:
         return None
     try:
-        info = api.model_info(base["name"], revision=base["revision"])
+        card = api.hf_hub_download(base["name"], "README.md", revision=base["revision"])
     except (HfHubHTTPError, httpx2.HTTPError):
         # The card then says that it is not known here.
         return None
-    return info.card_data and info.card_data.license
+    return huggingface_hub.ModelCard.load(card).data.license
 
 
 def _check_card(export: Path) -> None:
@@ -295,6 +298,24 @@ def _check_logits(way: str, tested: np.ndarray, found: np.ndarray) -> None:
         )
 
 
+def copy_checkpoint(checkpoint: Path, target: Path, patterns: Sequence[str] = ("*",)) -> None:
+    """Copy a checkpoint's files to a new folder, without the paths of this machine that the libraries write in them."""
+    target.mkdir()
+    for path in sorted(path for pattern in patterns for path in checkpoint.glob(pattern)):
+        # The card that peft writes names the base model's folder.
+        if path.name not in (*NEVER, "README.md"):
+            shutil.copyfile(path, target / path.name)
+    for name, key in (
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("trainer_state.json", "best_model_checkpoint"),
+    ):
+        if (target / name).is_file():
+            facts = json.loads((target / name).read_text(encoding="utf-8"))
+            if facts[key] and Path(facts[key]).is_dir():
+                facts[key] = last_part(facts[key])
+            (target / name).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
 class UploadCheckpoints(TrainerCallback):
     """Uploads what was just saved, as `--hub_strategy` asks; training waits for it, and goes on when it fails.
 
@@ -312,19 +333,14 @@ class UploadCheckpoints(TrainerCallback):
             return
         checkpoint = Path(args.output_dir) / "checkpoints" / f"checkpoint-{state.global_step}"
         with tempfile.TemporaryDirectory() as parent:
-            weights = Path(parent) / "weights"
-            self._copy_weights(checkpoint, weights)
+            weights, whole = Path(parent) / "weights", Path(parent) / "whole"
+            copy_checkpoint(checkpoint, weights, ("*.safetensors", "config.json", "adapter_config.json"))
+            if not isinstance(self.processor, TimmWrapperImageProcessor):
+                self.processor.save_pretrained(weights)
             self._upload(weights, "main", f"training in progress, step {state.global_step}")
-        if self.destination.hub_strategy == "checkpoint":
-            self._upload(checkpoint, CHECKPOINT_BRANCH, f"checkpoint of step {state.global_step}")
-
-    def _copy_weights(self, checkpoint: Path, target: Path) -> None:
-        target.mkdir()
-        for pattern in ("*.safetensors", "config.json", "adapter_config.json"):
-            for path in checkpoint.glob(pattern):
-                shutil.copyfile(path, target / path.name)
-        if not isinstance(self.processor, TimmWrapperImageProcessor):
-            self.processor.save_pretrained(target)
+            if self.destination.hub_strategy == "checkpoint":
+                copy_checkpoint(checkpoint, whole)
+                self._upload(whole, CHECKPOINT_BRANCH, f"checkpoint of step {state.global_step}")
 
     def _upload(self, folder: Path, branch: str, message: str) -> None:
         repo_id, failed = self.destination.repo_id, self.destination.failed

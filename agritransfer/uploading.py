@@ -25,6 +25,8 @@ from agritransfer.training import say
 NEVER = ["training_args.bin"]
 ATTEMPTS = 5
 LONGEST_WAIT = 120
+# Seconds after which no new attempt is begun.
+PATIENCE = 300
 # Seconds without a sign of the Hub, of one read or write. The client itself would wait for ever.
 TIMEOUT = 60.0
 LOST = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError)
@@ -113,7 +115,7 @@ def upload(
     A failure is tried again, a few times; before that the branch is compared with the folder, so that a commit whose
     answer was lost is not made twice. Raises `PublishError`.
     """
-    files = local_files(folder)
+    files, started = local_files(folder), time.monotonic()
     for attempt in range(1, attempts + 1):
         try:
             head, same = _compare(api, repo_id, branch, kind, files)
@@ -134,7 +136,8 @@ def upload(
                 return head
         except LOST as error:
             wait = _wait_after(error, attempt)
-            if attempt == attempts or wait > LONGEST_WAIT:
+            spent = time.monotonic() - started
+            if attempt == attempts or wait > LONGEST_WAIT or spent + wait > PATIENCE:
                 raise PublishError(f"the Hub failed {attempt} times, last: {in_one_line(error)}") from error
             say(f"the Hub did not take it ({in_one_line(error)}); again in {wait:.0f} s")
             time.sleep(wait)
@@ -204,15 +207,15 @@ def download(
     raise PublishError(f"what the Hub serves differs from what was uploaded: {', '.join(differing)}")
 
 
-def tag_commit(api: huggingface_hub.HfApi, repo_id: str, commit: str) -> str:
+def tag_commit(api: huggingface_hub.HfApi, repo_id: str, commit: str, kind: str = "model") -> str:
     """The tag of this commit: v1, v2, ...; a new one where it has none."""
     try:
-        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+        tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id, repo_type=kind).tags}
         if names := sorted(name for name, target in tags.items() if target == commit):
             return names[-1]
         numbers = [int(name[1:]) for name in tags if name[0] == "v" and name[1:].isdecimal()]
         tag = f"v{max(numbers, default=0) + 1}"
-        api.create_tag(repo_id, tag=tag, revision=commit)
+        api.create_tag(repo_id, tag=tag, revision=commit, repo_type=kind)
     except LOST as error:
         raise PublishError(f"it is on the Hub and right, but could not be tagged ({in_one_line(error)})") from error
     return tag

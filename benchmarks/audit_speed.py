@@ -1,6 +1,6 @@
 """What does the look before every training cost, beside a plain decode of the same files?
 
-    python benchmarks/audit_speed.py ../shared/data/cardamom_lab
+    python -m benchmarks.audit_speed ../shared/data/cardamom_lab
 
 Both read and decode every photo on all cores, in turns; the audit also turns upright, notes, compares and groups.
 """

@@ -1,6 +1,6 @@
 """Are copies found in real photos, and what does a split that divides them make one believe?
 
-    python benchmarks/rice_copies.py ../shared/data/rice_field ../shared/models/efficientnet-lite0
+    python -m benchmarks.rice_copies ../shared/data/rice_field ../shared/models/efficientnet-lite0
 
 The folder holds originals (`*_orig_*`), some of them twice, and mirrored and turned copies (`*_rotated_*`) whose
 numbers do not match. First known copies of different originals are made and looked for; then the set is taken as it

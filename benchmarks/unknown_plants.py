@@ -1,6 +1,6 @@
 """Does a trained model know what it has never seen? Four scores of strangeness, side by side.
 
-    python benchmarks/unknown_plants.py ../shared/data/other_plants runs/NAME...
+    python -m benchmarks.unknown_plants ../shared/data/other_plants runs/NAME...
 
 The photos of the folder are of no class of the runs. Every score takes as its limit what 93 % of a run's validation
 photos keep, so that only the choice of the score differs. "not sure" is the run's own verdict, all rules together.

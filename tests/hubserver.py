@@ -215,8 +215,7 @@ class Repository:
     # The objects that a client said it would upload, by sha256, and those that came.
     expected: dict[str, int] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
-    # What Space settings and the folder held when they were last looked at.
-    settings: dict[str, dict] = field(default_factory=lambda: {"secrets": {}, "variables": {}})
+    # What the folder held when it was last looked at.
     folder: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -303,18 +302,14 @@ class HubServer(ThreadingHTTPServer):
         self.received: list[bytes] = []
         self.unknown_paths: list[str] = []
         self.repositories: dict[tuple[str, str], Repository] = {}
-        self.connections: set[socket.socket] = set()
         self.stopping = Event()
         self.lock = RLock()
 
     def stop(self) -> None:
-        """Go down at once, with the connections that are open; `shutdown` alone would go on serving those."""
+        """Go down at once: connections that are open, which `shutdown` goes on serving, are reset when next used."""
         self.stopping.set()
         self.shutdown()
         self.server_close()
-        for connection in set(self.connections):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: socket.socket, client_address: tuple) -> None:
         """Print what went wrong, unless it was the client that left."""
@@ -361,14 +356,6 @@ class HubHandler(BaseHTTPRequestHandler):
     # Headers and body are two writes; with Nagle's algorithm the second waits 40 ms for the first one's receipt.
     disable_nagle_algorithm = True
 
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.connections.discard(self.connection)
-        super().finish()
-
     def answer(self) -> None:
         """Answer one request as its route does, or as a fault wants it."""
         # An unread body would be taken for the next request of this connection.
@@ -378,7 +365,8 @@ class HubHandler(BaseHTTPRequestHandler):
         )
         self.server.received.append(f"{self.requestline}\n{headers}\n".encode() + self.body)
         fault = self.server.due_fault(self.command, self.path)
-        self.server.stopping.wait(fault.delay)
+        if self.server.stopping.wait(fault.delay):
+            return self.reset()
         failed = Answer(fault.status, fault.body, fault.headers)
         if fault.drop or (fault.status and not fault.apply_then_fail):
             return self.send(failed)
@@ -506,39 +494,35 @@ class HubHandler(BaseHTTPRequestHandler):
         orgs = [{"type": "org", "name": org, "roleInOrg": "write"} for org in user.orgs]
         return as_json({"type": "user", "name": user.name, "isPro": user.pro, "orgs": orgs, "auth": token})
 
-    def create_repository(self) -> Answer:
-        """Create a repository with one file, as the Hub does."""
-        asked, user = self.json(), self.user()
-        kind = f"{asked.get('type') or 'model'}s"
-        namespace = asked.get("organization") or (user.name if user else "")
-        name = f"{namespace}/{asked['name']}"
-        self.writer(namespace)
-        if not re.fullmatch(KIND, kind) or not re.fullmatch(NAME, name):
-            raise HubError(400, f"Invalid repository {kind} {name}")
-        new = Repository(kind, name, self.server.lfs_threshold, asked.get("visibility") == "private")
-        url = f"{self.server.url}/{new.prefix}{name}"
-        if self.server.repository(kind, name):
-            raise HubError(409, f"You already created this {kind[:-1]} repo", url=url)
-        new.sdk = asked.get("sdk") or ""
-        if kind == "spaces" and not new.sdk:
-            raise HubError(400, "A Space needs an sdk")
-        if new.sdk in ("gradio", "docker") and not user.pro:
-            message = "hosting Gradio and Docker Spaces on free cpu-basic requires a PRO subscription"
-            raise HubError(402, message)
-        attributes = plain_blob(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
-        new.commit("main", {".gitattributes": attributes}, "initial commit", author=user.name)
-        for setting, values in new.settings.items():
-            values |= {row["key"]: row for row in asked.get(setting) or []}
-        self.server.repositories[kind, name] = new
-        return as_json({"url": url, "name": name, "id": os.urandom(12).hex()})
-
-    def delete_repository(self) -> Answer:
-        """Forget a repository, and delete its folder where it has one."""
+    def named(self) -> tuple[str, str]:
+        """Return the kind and name of the repository that the body asks for."""
         asked, user = self.json(), self.user()
         kind = f"{asked.get('type') or 'model'}s"
         name = f"{asked.get('organization') or (user.name if user else '')}/{asked['name']}"
-        if not re.fullmatch(KIND, kind) or not re.fullmatch(NAME, name):
-            raise HubError(404, "Repository not found", "RepoNotFound")
+        if user and not (re.fullmatch(KIND, kind) and re.fullmatch(NAME, name)):
+            raise HubError(400, f"Invalid repository {kind} {name}")
+        return kind, name
+
+    def create_repository(self) -> Answer:
+        """Create a repository with one file, as the Hub does."""
+        (kind, name), asked = self.named(), self.json()
+        user, sdk = self.writer(name.split("/")[0]), asked.get("sdk", "")
+        new = Repository(kind, name, self.server.lfs_threshold, asked.get("visibility") == "private", sdk)
+        url = f"{self.server.url}/{new.prefix}{name}"
+        if self.server.repository(kind, name):
+            raise HubError(409, f"You already created this {kind[:-1]} repo", url=url)
+        if kind == "spaces" and not sdk:
+            raise HubError(400, "A Space needs an sdk")
+        if sdk in ("gradio", "docker") and not user.pro:
+            raise HubError(402, "hosting Gradio and Docker Spaces on free cpu-basic requires a PRO subscription")
+        attributes = plain_blob(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+        new.commit("main", {".gitattributes": attributes}, "initial commit", author=user.name)
+        self.server.repositories[kind, name] = new
+        return as_json({"url": url, "name": name})
+
+    def delete_repository(self) -> Answer:
+        """Forget a repository, and delete its folder where it has one."""
+        kind, name = self.named()
         self.repository(kind, name, write=True)
         del self.server.repositories[kind, name]
         shutil.rmtree(self.server.root / kind / name, ignore_errors=True)
@@ -746,7 +730,10 @@ class HubHandler(BaseHTTPRequestHandler):
         if {"", ".", "..", ".git"} & set(path.removesuffix("/" if key == "deletedFolder" else "").split("/")):
             raise HubError(400, f"Invalid path: {path}")
         if key == "file":
-            files[path] = plain_blob(self.decode(value))
+            try:
+                files[path] = plain_blob(base64.b64decode(value["content"], validate=True))
+            except binascii.Error as error:
+                raise HubError(400, f"Malformed content of {path}") from error
         elif key == "lfsFile":
             files[path] = self.uploaded(repository, value)
         elif key in ("deletedFile", "deletedFolder"):
@@ -758,13 +745,6 @@ class HubHandler(BaseHTTPRequestHandler):
                 del files[file]
         else:
             raise HubError(400, f"Unknown operation {key}")
-
-    def decode(self, value: dict) -> bytes:
-        """Return the content of a file in a commit."""
-        try:
-            return base64.b64decode(value["content"], validate=True)
-        except binascii.Error as error:
-            raise HubError(400, f"Malformed content of {value['path']}") from error
 
     def uploaded(self, repository: Repository, value: dict) -> Blob:
         """Return a large file in a commit, which must have been uploaded before."""
@@ -791,23 +771,12 @@ class HubHandler(BaseHTTPRequestHandler):
         """Tell whether a Space runs."""
         return as_json(self.repository("spaces", name).runtime())
 
-    def settings(self, name: str, setting: str) -> Answer:
-        """List the secrets, without their values, or the variables of a Space; set or delete one first if asked."""
-        values = self.repository("spaces", name, write=True).settings[setting]
-        if self.command == "POST":
-            values[self.json()["key"]] = self.json()
-        elif self.command == "DELETE":
-            values.pop(self.json()["key"], None)
-        shown = {"description"} if setting == "secrets" else {"description", "value"}
-        return as_json({key: {name: row[name] for name in shown & row.keys()} for key, row in values.items()})
-
 
 KIND = "(?P<kind>models|datasets|spaces)"
 WEB = "(?:(?P<kind>datasets|spaces)/)?"
 NAME = r"(?P<name>\w[\w.-]*/\w[\w.-]*)"
 REVISION = "(?P<revision>[^/]+)"
 STORED = f"/_lfs/{KIND}/{NAME}/(?P<sha256>[0-9a-f]{{64}})"
-SETTING = f"/api/spaces/{NAME}/(?P<setting>secrets|variables)"
 
 ROUTES = [
     ("GET", "/api/agent-harnesses", HubHandler.agent_harnesses),
@@ -828,7 +797,6 @@ ROUTES = [
     ("POST", f"/api/{KIND}/{NAME}/commit/{REVISION}", HubHandler.commit),
     ("GET", f"/api/{KIND}/{NAME}/xet-(?P<access>read|write)-token/{REVISION}", HubHandler.xet_token),
     ("GET", f"/api/spaces/{NAME}/runtime", HubHandler.runtime),
-    *((method, SETTING, HubHandler.settings) for method in ("GET", "POST", "DELETE")),
     ("GET", f"/{WEB}{NAME}/resolve/{REVISION}/(?P<path>.+)", HubHandler.resolve),
     ("POST", f"/{WEB}{NAME}\\.git/info/lfs/objects/batch", HubHandler.lfs_batch),
     ("POST", f"/{WEB}{NAME}\\.git/info/lfs/objects/verify", HubHandler.lfs_verify),

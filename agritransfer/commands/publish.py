@@ -19,15 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--repo_id", required=True, help="where to: user/name or organisation/name")
     parser.add_argument(
-        "--hub_private_repo", type=_yes_or_no, default=True, help="false opens the repository to all (default: true)"
+        "--hub_private_repo", type=yes_or_no, default=True, help="false opens the repository to all (default: true)"
     )
     parser.add_argument(
-        "--share_splits", type=_yes_or_no, default=True, help="false leaves the names of the photos' files out"
+        "--share_splits", type=yes_or_no, default=True, help="false leaves the names of the photos' files out"
     )
     parser.add_argument("--license", help="licence of the published weights, such as apache-2.0")
 
 
-def _yes_or_no(text: str) -> bool:
+def yes_or_no(text: str) -> bool:
+    """The type of a flag that is true or false."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"true or false, not '{text}'")
     return text.lower() == "true"
