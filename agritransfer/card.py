@@ -38,7 +38,8 @@ def model_card(
         data=_data(results),
         counts=_counts(results),
         training=_training(results),
-        command=results["command"],
+        # One flag a line, since a card is read on phones too.
+        command=results["command"].replace(" --", " \\\n    --"),
         limits=_limits(results),
         licence=_licence(results, licence, base_licence),
     )

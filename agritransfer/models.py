@@ -30,6 +30,9 @@ from transformers import (
 from agritransfer.errors import UsageError
 from agritransfer.pixels import processor_image_size, resize_processor
 
+# Its bars for a second of loading would stand between our lines.
+transformers.logging.disable_progress_bar()
+
 # Few photos ask for few weights: 0.8, 2.7, 6.4 M for a ViT; 0.9, 1.9, 3.4 M for a ConvNeXt V2 (3.4 M is its "atto").
 VIT_SIZES = {
     "nano": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512},

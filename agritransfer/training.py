@@ -29,10 +29,9 @@ from agritransfer.strategies import count_parameters
 
 
 def prepare_process(args: TrainingArguments) -> None:
-    """Seed this process, give it its share of the cores, and keep the libraries' own bars off the screen."""
+    """Seed this process and give it its share of the cores."""
     # accelerate pins one thread for every process when the configuration says that there may be a GPU.
     torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    transformers.logging.disable_progress_bar()
     transformers.set_seed(args.seed)
 
 

@@ -100,7 +100,7 @@ def _look_with_model(arguments: argparse.Namespace, source, examination, report:
         picture = _decode(source.images, photos[place])
         picture.thumbnail((320, 320))
         pictures.append((picture, f"{photos[place].file}", f"perhaps {source.labels[suggested]}"))
-    title = f"{len(suspects)} labels to look at, the most doubtful first"
+    title = f"Labels to look at: {len(suspects)}, the most doubtful first"
     draw_gallery(arguments.output.with_name("suspects.png"), pictures, title)
 
 
