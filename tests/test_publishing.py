@@ -308,6 +308,37 @@ def test_checkpoints_are_uploaded_while_training_and_a_failure_is_said_and_made_
     assert "needs its base model, `tiny-vit`, which is not on the Hub" in card and "base_model" not in card
 
 
+STOCK_TRAINER = """
+import torch
+from transformers import Trainer, TrainingArguments, ViTForImageClassification
+
+class Photos(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {{"pixel_values": torch.rand(3, 32, 32), "labels": index % 2}}
+
+args = TrainingArguments(
+    {output!r}, num_train_epochs=1, save_strategy="epoch", use_cpu=True, disable_tqdm=True, report_to="none",
+    push_to_hub=True, hub_model_id="user/stock", hub_strategy="every_save",
+)
+Trainer(ViTForImageClassification.from_pretrained({model!r}), args, train_dataset=Photos()).train()
+"""
+
+
+def test_the_stock_trainer_loses_an_upload_without_a_word_which_is_why_ours_does_it(
+    client, hub, photos, tiny_vit, tmp_path
+):
+    refused = Fault("POST", "/user/stock/commit/", times=math.inf, status=403)
+    hub.faults[:] = [refused]
+    stock = STOCK_TRAINER.format(output=str(tmp_path / "stock"), model=str(tiny_vit))
+    photo = photos / "rust/00.jpg"
+    said = client.run("predict", tiny_vit, photo, "--output", tmp_path / "table.csv", before=stock)
+    assert said["code"] == 0 and refused.hits >= 1
+    assert "403" not in said["out"] + said["err"] and "model.safetensors" not in served(hub, "user/stock")
+
+
 def test_a_last_checkpoint_that_never_arrives_ends_with_4(client, hub, photos, tiny_vit, tmp_path):
     hub.faults[:] = [Fault("POST", "/commit/last-checkpoint", times=99, status=403)]
     run = tmp_path / "run"
