@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from agritransfer.commands import audit, compare, predict, publish, publish_dataset, rank
+from agritransfer.commands import audit, compare, export, predict, publish, publish_dataset, rank
 from agritransfer.errors import DataError, PublishError, UsageError
 
 COMMANDS = {
@@ -12,6 +12,7 @@ COMMANDS = {
     "rank": rank,
     "compare": compare,
     "predict": predict,
+    "export": export,
     "publish": publish,
     "publish-dataset": publish_dataset,
 }

@@ -108,7 +108,7 @@ def commands_of(text: str) -> list[list[str]]:
     return [
         line.split("train_", 1)[1].split()
         for line in joined.splitlines()
-        if re.match(r"\s*(python|accelerate) .*train_", line)
+        if re.match(r"\s*(python|accelerate) .*train_\w+\.py", line)
     ]
 
 
