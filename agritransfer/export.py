@@ -5,7 +5,6 @@ both give the head's input and the class evidence; their metadata hold what a pr
 """
 
 import json
-import logging
 import shutil
 import tempfile
 import time
@@ -17,9 +16,6 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime import InferenceSession
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import BaseImageProcessor
@@ -29,6 +25,7 @@ from agritransfer.errors import DataError, UsageError
 from agritransfer.evidence import EXACT, ExplainedClassifier
 from agritransfer.models import load_classifier
 from agritransfer.pixels import collate, normalization, processor_image_size
+from agritransfer.quantization import quantization_methods, quantize, refusal
 from agritransfer.results import read_results
 from agritransfer.run_folder import LOGIT_TOLERANCE
 
@@ -37,9 +34,6 @@ OUTPUTS = ("logits", "features", "evidence")
 # Old enough for the runtimes of browsers.
 OPSET = 18
 BATCH_SIZE = 32
-# What the 8-bit file must keep of torch's answers and accuracy on the validation photos, or it is not written.
-LEAST_AGREEMENT = 0.99
-MOST_ACCURACY_LOST = 0.003
 # So many train photos show how large the numbers between the layers get.
 RANGE_PHOTOS = 96
 # The deletion test: so many photos, this share of their cells, and random cells drawn so often.
@@ -83,32 +77,36 @@ def _write_checked(
     results: dict[str, Any],
     photos: int | None,
 ) -> dict[str, Any]:
-    """Write the model, and its 8-bit form if it passes; returns the facts of both."""
+    """Write the model, and the first 8-bit form that passes; returns the facts of all."""
     full, small = folder / "model.onnx", folder / "model_quantized.onnx"
     write_model(explained, processor_image_size(processor), full)
-    method = _quantize(explained, full, small, _batches(splits, "train", processor, RANGE_PHOTOS))
-    truth, (reference, exact, rounded) = _outputs(
-        explained, [full, small], _batches(splits, "validation", processor, photos)
-    )
-    _check_same(reference, exact)
+    truth, reference, exported = _outputs(explained, full, _batches(splits, "validation", processor, photos))
+    _check_same(reference, exported)
     test_photos = _batches(splits, "validation", processor, min(photos or DELETION_PHOTOS, DELETION_PHOTOS))
     evidence = {
         "method": explained.method,
         "exact": explained.method == EXACT,
         "deletion_test": deletion_test(full, test_photos),
     }
-    for path in (full, small):
-        _add_metadata(path, results, processor, evidence)
-    accuracy = float((reference["logits"].argmax(axis=1) == truth).mean())
-    facts, of_small = (_facts(path, own, reference, truth) for path, own in ((full, exact), (small, rounded)))
-    if reason := refusal(of_small["agreement"], accuracy - of_small["accuracy"]):
+    tried = []
+    for method in quantization_methods(explained):
+        ranges = (pixels for pixels, _ in _batches(splits, "train", processor, RANGE_PHOTOS))
+        quantize(method, full, small, explained.head, ranges)
+        _add_metadata(small, results, processor, evidence)
+        logits = _one_by_one(small, _batches(splits, "validation", processor, photos))
+        tried.append({"method": method, **_facts(small, logits, reference["logits"], truth)})
+        lost = _accuracy(reference["logits"], truth) - tried[-1]["accuracy"]
+        tried[-1]["reason"] = refusal(tried[-1]["agreement"], lost)
+        if tried[-1]["reason"] is None:
+            break
         small.unlink()
+    _add_metadata(full, results, processor, evidence)
     return {
         "schema": SCHEMA,
         "photos": len(truth),
-        "torch": {"accuracy": accuracy},
-        "model": facts,
-        "model_quantized": {"method": method, "written": reason is None, "reason": reason, **of_small},
+        "torch": {"accuracy": _accuracy(reference["logits"], truth)},
+        "model": _facts(full, exported["logits"], reference["logits"], truth),
+        "model_quantized": {"written": small.exists(), "tried": tried},
         "evidence": evidence,
     }
 
@@ -163,68 +161,33 @@ def write_model(explained: ExplainedClassifier, image_size: int, path: Path) -> 
     onnx.save(model, path)
 
 
-def _quantize(
-    explained: ExplainedClassifier, full: Path, small: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]
-) -> str:
-    """Write the 8-bit form; returns "dynamic" or "static".
-
-    Linear layers measure their input as they run; convolutions need ranges from photos. The head stays as it is: it is
-    small, and evidence is read by it.
-    """
-    head = sorted(explained.head.weight.shape)
-    prepared = full.with_name("prepared.onnx")
-    logging.disable(logging.WARNING)
-    try:
-        quant_pre_process(full, prepared, skip_symbolic_shape=True)
-        graph = onnx.load(prepared).graph
-        heads = {weight.name for weight in graph.initializer if sorted(weight.dims) == head}
-        kept = [node.name for node in graph.node if heads & set(node.input)]
-        options = {"per_channel": True, "nodes_to_exclude": kept}
-        # Signed weights of 8 bits overflow on processors without VNNI: unsigned ones do not, nor do those of 7 bits,
-        # with which convolutions are ten times as fast.
-        if _mostly_convolutions(explained):
-            types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "reduce_range": True}
-            quantize_static(prepared, small, _Ranges(batches), **types, **options)
-            return "static"
-        linear = ["MatMul", "Gemm"]
-        quantize_dynamic(prepared, small, linear, weight_type=QuantType.QUInt8, **options)
-        return "dynamic"
-    finally:
-        logging.disable(logging.NOTSET)
-        prepared.unlink(missing_ok=True)
-
-
-def _mostly_convolutions(model: nn.Module) -> bool:
-    def weights(kind: type[nn.Module]) -> int:
-        return sum(module.weight.numel() for module in model.modules() if isinstance(module, kind))
-
-    return weights(nn.Conv2d) > weights(nn.Linear)
-
-
-class _Ranges(CalibrationDataReader):
-    """Batches as ONNX Runtime asks for them; it takes nothing but its own class."""
-
-    def __init__(self, batches: Iterator[tuple[np.ndarray, np.ndarray]]):
-        self.batches = batches
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        pixels, _ = next(self.batches, (None, None))
-        return None if pixels is None else {"pixel_values": pixels}
-
-
 def _outputs(
-    explained: ExplainedClassifier, paths: list[Path], batches: Iterator[tuple[np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
-    """The truth (photos,), and the outputs by name of torch and of each file."""
-    sessions = [InferenceSession(path, providers=["CPUExecutionProvider"]) for path in paths]
-    truth, collected = [], []
+    explained: ExplainedClassifier, path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The truth (photos,), and the outputs by name of torch and of the file."""
+    session, truth, of_torch, of_file = _session(path), [], [], []
     for pixels, labels in batches:
         with torch.inference_mode():
-            of_torch = [output.numpy() for output in explained(torch.from_numpy(pixels))]
-        collected.append([of_torch, *(session.run(OUTPUTS, {"pixel_values": pixels}) for session in sessions)])
+            of_torch.append([output.numpy() for output in explained(torch.from_numpy(pixels))])
+        of_file.append(session.run(OUTPUTS, {"pixel_values": pixels}))
         truth.append(labels)
-    joined = [[np.concatenate(parts) for parts in zip(*own, strict=True)] for own in zip(*collected, strict=True)]
-    return np.concatenate(truth), [dict(zip(OUTPUTS, own, strict=True)) for own in joined]
+    by_name = [
+        {name: np.concatenate(parts) for name, parts in zip(OUTPUTS, zip(*own, strict=True), strict=True)}
+        for own in (of_torch, of_file)
+    ]
+    return np.concatenate(truth), *by_name
+
+
+def _one_by_one(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Logits (photos, classes) as a server gives them: a layer that measures its input would measure a whole batch."""
+    session = _session(path)
+    return np.concatenate(
+        [session.run(["logits"], {"pixel_values": photo[None]})[0] for pixels, _ in batches for photo in pixels]
+    )
+
+
+def _session(path: Path) -> InferenceSession:
+    return InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def _check_same(reference: dict[str, np.ndarray], exported: dict[str, np.ndarray]) -> None:
@@ -236,32 +199,22 @@ def _check_same(reference: dict[str, np.ndarray], exported: dict[str, np.ndarray
             )
 
 
-def _facts(
-    path: Path, exported: dict[str, np.ndarray], reference: dict[str, np.ndarray], truth: np.ndarray
-) -> dict[str, Any]:
-    answers = exported["logits"].argmax(axis=1)
+def _facts(path: Path, logits: np.ndarray, reference: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     return {
         "bytes": path.stat().st_size,
-        "accuracy": float((answers == truth).mean()),
-        "agreement": float((answers == reference["logits"].argmax(axis=1)).mean()),
-        "largest_logit_difference": float(np.abs(exported["logits"] - reference["logits"]).max()),
+        "accuracy": _accuracy(logits, truth),
+        "agreement": _accuracy(logits, reference.argmax(axis=1)),
+        "largest_logit_difference": float(np.abs(logits - reference).max()),
     }
 
 
-def refusal(agreement: float, accuracy_lost: float) -> str | None:
-    """Why an 8-bit file is not written: too few of torch's answers kept, or too much accuracy lost; None if it is."""
-    if agreement < LEAST_AGREEMENT:
-        return f"it gives the answer of torch for {agreement:.1%} of the photos; at least {LEAST_AGREEMENT:.0%} must be"
-    # Two shares of whole photos differ by rounding where they are equal.
-    if accuracy_lost > MOST_ACCURACY_LOST + 1e-9:
-        lost, most = 100 * accuracy_lost, 100 * MOST_ACCURACY_LOST
-        return f"it loses {lost:.1f} points of accuracy; at most {most:.1f} may be lost"
-    return None
+def _accuracy(logits: np.ndarray, truth: np.ndarray) -> float:
+    return float((logits.argmax(axis=1) == truth).mean())
 
 
 def deletion_test(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """How far the answer's logit falls when a tenth of the cells is hidden: those of most evidence, or random ones."""
-    session, random = InferenceSession(path, providers=["CPUExecutionProvider"]), np.random.default_rng(0)
+    session, random = _session(path), np.random.default_rng(0)
     hottest, by_chance = [], []
     for pixels, _ in batches:
         logits, _, evidence = session.run(OUTPUTS, {"pixel_values": pixels})

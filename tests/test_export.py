@@ -1,4 +1,4 @@
-"""The exported files answer as torch does and say what spoke for it; the 8-bit one is there only where it is good."""
+"""The exported files answer as torch does and say what spoke for it; the 8-bit one is there only if it is as good."""
 
 import copy
 import json
@@ -27,9 +27,10 @@ from transformers import (
 from agritransfer import export
 from agritransfer.__main__ import main
 from agritransfer.evidence import CELL_BY_CELL, EXACT, HELD_NORM, LAST_ATTENTION, ExplainedClassifier
-from agritransfer.export import deletion_test, hide_cells, refusal, write_model
+from agritransfer.export import deletion_test, hide_cells, write_model
 from agritransfer.models import load_classifier
 from agritransfer.pixels import decode_photo, normalization, photo_pixels
+from agritransfer.quantization import quantization_methods, quantize, refusal
 
 LABELS = {"num_labels": 3}
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8} | LABELS
@@ -230,12 +231,13 @@ def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_
     assert exported["torch"]["accuracy"] == results["validation"]["accuracy"]
     assert exported["photos"] == results["validation"]["n"] > 20
     assert exported["model"]["agreement"] == 1 and exported["model"]["largest_logit_difference"] < 1e-4
-    small = exported["model_quantized"]
-    assert (small["method"], small["written"], small["reason"]) == ("dynamic", True, None)
+    assert exported["model_quantized"]["written"] is True
+    (small,) = exported["model_quantized"]["tried"]
+    assert (small["method"], small["reason"]) == ("dynamic", None)
     assert small["agreement"] >= 0.99 and small["largest_logit_difference"] > 0
-    for name in ("model", "model_quantized"):
+    for name, of_file in (("model", exported["model"]), ("model_quantized", small)):
         path = exported_run / f"onnx/{name}.onnx"
-        assert exported[name]["bytes"] == path.stat().st_size
+        assert of_file["bytes"] == path.stat().st_size
         facts = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
         assert list(facts) == ["schema", "labels", "preprocessing", "image_size", "calibration", "evidence"]
         assert facts["labels"] == results["dataset"]["labels"] == ["blight", "healthy", "rust"]
@@ -247,29 +249,42 @@ def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_
     assert operators.count("MatMulInteger") >= 6
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_the_8_bit_form_is_written_or_its_reason_is(kept, exported_run, run_copy, monkeypatch, capsys):
+@pytest.mark.parametrize("bad", [(), ("dynamic",), ("dynamic", "blocks")])
+def test_the_first_8_bit_form_that_passes_is_written_and_why_others_are_not(
+    bad, exported_run, run_copy, monkeypatch, capsys
+):
     # The writing by torch takes most of the time and is tested above.
     monkeypatch.setattr(export, "write_model", lambda _model, _side, path: shutil.copy(made(exported_run), path))
-    quantize = export.quantize_dynamic
 
-    def quantize_badly(source: Path, target: Path, *types, **options) -> None:
-        quantize(source, target, *types, **options)
-        onnx.save(with_other_bias(target, np.float32([9, -9, -9])), target)
+    def quantize_badly(method: str, full: Path, small: Path, *others) -> None:
+        quantize(method, full, small, *others)
+        if method in bad:
+            onnx.save(with_other_bias(small, np.float32([9, -9, -9])), small)
 
-    if not kept:
-        monkeypatch.setattr(export, "quantize_dynamic", quantize_badly)
+    monkeypatch.setattr(export, "quantize", quantize_badly)
     assert main(["export", str(run_copy), "--photos", "10"]) == 0
     out = capsys.readouterr().out
     exported = json.loads((run_copy / "onnx/export.json").read_text())
-    assert exported["photos"] == 10 and exported["model_quantized"]["written"] is kept
+    written = len(bad) < 2
+    assert exported["photos"] == 10 and exported["model_quantized"]["written"] is written
     files = {path.name for path in (run_copy / "onnx").iterdir()}
-    assert files == {"model.onnx", "export.json"} | ({"model_quantized.onnx"} if kept else set())
-    assert "checked on 10 validation photos" in out and ("is not written" in out) is not kept
-    if not kept:
-        reason = exported["model_quantized"]["reason"]
-        assert reason.startswith("it gives the answer of torch for ")
-        assert f"model_quantized.onnx is not written: {reason}" in out
+    assert files == {"model.onnx", "export.json"} | ({"model_quantized.onnx"} if written else set())
+    reasons = {form["method"]: form["reason"] for form in exported["model_quantized"]["tried"]}
+    assert list(reasons) == ["dynamic", "blocks"][: len(bad) + 1]
+    assert "checked on 10 validation photos" in out and out.count("not written") == len(bad)
+    for method, reason in reasons.items():
+        if method in bad:
+            assert reason.startswith("it gives the answer of torch for ")
+            assert f"8 bits, {method}: not written, {reason}" in out
+        else:
+            assert reason is None
+            assert head_weights(run_copy / "onnx/model_quantized.onnx") == {onnx.TensorProto.FLOAT}
+
+
+def head_weights(path: Path) -> set[int]:
+    """The types of the weights that have three columns or rows, as only the head's have."""
+    weights = onnx.load(path).graph.initializer
+    return {weight.data_type for weight in weights if len(weight.dims) == 2 and 3 in weight.dims}
 
 
 def made(run: Path) -> Path:
@@ -279,8 +294,7 @@ def made(run: Path) -> Path:
 def with_other_bias(path: Path, more: np.ndarray) -> onnx.ModelProto:
     """The model with another bias of its head, the only weight of three numbers."""
     model = onnx.load(path)
-    of_three = [weight for weight in model.graph.initializer if list(weight.dims) == [3] and weight.data_type == 1]
-    (bias,) = [weight for weight in of_three if weight.name.endswith("bias")]
+    (bias,) = [weight for weight in model.graph.initializer if list(weight.dims) == [3] and weight.data_type == 1]
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + more, bias.name))
     return model
 
@@ -325,9 +339,9 @@ def test_a_network_of_convolutions_is_rounded_by_the_ranges_of_photos(tmp_path):
     explained = ExplainedClassifier(build("timm efficientnet"), 32).eval()
     full, small = tmp_path / "model.onnx", tmp_path / "model_quantized.onnx"
     write_model(explained, 32, full)
-    batches = iter([(pixels(8).numpy(), np.zeros(8))])
-    assert export._quantize(explained, full, small, batches) == "static"
+    assert quantization_methods(explained) == ("static",)
+    quantize("static", full, small, explained.head, iter([pixels(8).numpy()]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model_quantized.onnx"]
     assert small.stat().st_size < 0.5 * full.stat().st_size
     # The head and the reading of evidence stay as they are.
-    assert {"Gemm", "MatMul"} & {node.op_type for node in onnx.load(small).graph.node}
+    assert head_weights(small) == head_weights(full) == {onnx.TensorProto.FLOAT}

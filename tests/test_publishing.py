@@ -6,6 +6,7 @@ import math
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 import yaml
 from conftest import ROOT
@@ -161,6 +162,27 @@ def test_a_second_publish_uploads_nothing_and_keeps_the_tag(run, client, hub):
     assert json.loads((run / "published.json").read_text())["tag"] == "v2"
     assert not [r for r in hub.requests if r.method == "PUT"] and commits(hub, "user/twice") == 1
     assert yaml.safe_load(served(hub, "user/twice")["README.md"].decode().split("---")[1])["license"] == "cc-by-4.0"
+
+
+def test_after_an_export_the_onnx_files_are_published_too_and_asked_for_their_answers(run, client, hub):
+    assert client.run("export", run)["code"] == 0
+    said = client.run("publish", run, "--repo_id", "user/onnx")
+    assert said["code"] == 0, said["err"]
+    files = served(hub, "user/onnx")
+    assert {"onnx/model.onnx", "onnx/export.json"} <= set(files) - RUN_FILES - ADAPTER_FILES
+    assert "`onnx/model.onnx`" in files["README.md"].decode()
+    # torch notes where its own code lies in what it exports.
+    for path in (str(run), str(ROOT), "site-packages"):
+        assert not hub.has_received(path.encode()), path
+    assert not any(b"site-packages" in content for content in files.values())
+    # A file that answers otherwise: here that of another head.
+    model = onnx.load(run / "onnx/model.onnx")
+    of_head = [weight for weight in model.graph.initializer if list(weight.dims) == [3]]
+    (bias,) = [weight for weight in of_head if weight.name.endswith("bias")]
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+    onnx.save(model, run / "onnx/model.onnx")
+    said = client.run("publish", run, "--repo_id", "user/onnx")
+    assert said["code"] == 4 and "ONNX Runtime answers other than the tested model" in said["err"]
 
 
 def test_what_is_shared_is_the_users_choice(run, client, hub):

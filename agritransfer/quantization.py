@@ -1,0 +1,89 @@
+"""How small can a model be and still answer alike?
+
+Weights of 32 bits become integers of 8, a quarter of the size. The head keeps its own: it is small, and evidence is
+read by it.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
+
+# What the 8-bit file must keep of torch's answers and accuracy on the validation photos, or it is not written.
+LEAST_AGREEMENT = 0.99
+MOST_ACCURACY_LOST = 0.003
+
+
+def quantization_methods(model: nn.Module) -> tuple[str, ...]:
+    """The ways to try for this network, the fastest first; the first that passes is kept.
+
+    `static`: convolutions, by ranges taken from photos. `dynamic`: linear layers, each of which measures its input as
+    it runs. `blocks`: linear layers in blocks of 32 numbers, closer to the original but no faster than it.
+    """
+
+    def weights(kind: type[nn.Module]) -> int:
+        return sum(module.weight.numel() for module in model.modules() if isinstance(module, kind))
+
+    return ("static",) if weights(nn.Conv2d) > weights(nn.Linear) else ("dynamic", "blocks")
+
+
+def quantize(method: str, full: Path, small: Path, head: nn.Linear, batches: Iterator[np.ndarray]) -> None:
+    """Write the 8-bit form of an ONNX file; `batches` of normalised pixels give `static` its ranges."""
+    prepared = small.with_name("prepared.onnx")
+    # ONNX Runtime warns through the root logger of channels that are always zero, and to prepare what is prepared.
+    logging.disable(logging.WARNING)
+    try:
+        quant_pre_process(full, prepared, skip_symbolic_shape=True)
+        kept = _nodes_of_head(onnx.load(prepared).graph, head)
+        if method == "static":
+            # Signed weights of 8 bits overflow on processors without VNNI; of 7 they do not, and run fastest.
+            types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "reduce_range": True}
+            quantize_static(prepared, small, _Ranges(batches), per_channel=True, nodes_to_exclude=kept, **types)
+        elif method == "dynamic":
+            # Unsigned ones never overflow.
+            types = {"op_types_to_quantize": ["MatMul", "Gemm"], "weight_type": QuantType.QUInt8}
+            quantize_dynamic(prepared, small, per_channel=True, nodes_to_exclude=kept, **types)
+        else:
+            blocks = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4, bits=8)
+            quantizer = MatMulNBitsQuantizer(onnx.load(prepared), nodes_to_exclude=kept, algo_config=blocks)
+            quantizer.process()
+            quantizer.model.save_model_to_file(str(small), False)
+    finally:
+        logging.disable(logging.NOTSET)
+        prepared.unlink(missing_ok=True)
+
+
+def _nodes_of_head(graph: onnx.GraphProto, head: nn.Linear) -> list[str]:
+    shape = sorted(head.weight.shape)
+    weights = {weight.name for weight in graph.initializer if sorted(weight.dims) == shape}
+    names = [node.name for node in graph.node if weights & set(node.input)]
+    # ONNX Runtime divides a Gemm in two, under another name, before it looks at what to leave.
+    return names + [f"{name}_MatMul" for name in names]
+
+
+class _Ranges(CalibrationDataReader):
+    """Batches as ONNX Runtime asks for them; it takes nothing but its own class."""
+
+    def __init__(self, batches: Iterator[np.ndarray]):
+        self.batches = batches
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        pixels = next(self.batches, None)
+        return None if pixels is None else {"pixel_values": pixels}
+
+
+def refusal(agreement: float, accuracy_lost: float) -> str | None:
+    """Why an 8-bit file is not written: too few of torch's answers kept, or too much accuracy lost; None if it is."""
+    if agreement < LEAST_AGREEMENT:
+        return f"it gives the answer of torch for {agreement:.1%} of the photos; at least {LEAST_AGREEMENT:.0%} must be"
+    # Two shares of whole photos differ by rounding where they are equal.
+    if accuracy_lost > MOST_ACCURACY_LOST + 1e-9:
+        lost, most = 100 * accuracy_lost, 100 * MOST_ACCURACY_LOST
+        return f"it loses {lost:.1f} points of accuracy; at most {most:.1f} may be lost"
+    return None
