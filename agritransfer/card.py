@@ -18,9 +18,18 @@ FEW_PHOTOS = 30
 
 
 def model_card(
-    results: dict[str, Any], repo_id: str, files: Collection[str], licence: str | None, base_licence: str | None
+    results: dict[str, Any],
+    repo_id: str,
+    files: Collection[str],
+    *,
+    licence: str | None,
+    base_licence: str | None,
+    adapter_fits_base: bool,
 ) -> ModelCard:
-    """The card of a run with these published results and files (paths in the repository)."""
+    """The card of a run with these published results and files (paths in the repository).
+
+    `adapter_fits_base` tells whether the adapter can be put on its base as that is, for photos of the same size.
+    """
     return ModelCard.from_template(
         card_data=card_data(results, licence),
         template_path=str(TEMPLATE),
@@ -31,7 +40,7 @@ def model_card(
         scores=_scores(results),
         field_note=_field_note(results),
         strangers=_strangers(results),
-        other_ways=_other_ways(results, repo_id, files),
+        other_ways=_other_ways(results, repo_id, files, adapter_fits_base),
         intervals=_intervals(results),
         per_class=_per_class(results),
         calibration=_calibration(results),
@@ -149,10 +158,10 @@ def _strangers(results: dict[str, Any]) -> str:
     return "it cannot tell such photos from its own and will name one of its classes."
 
 
-def _other_ways(results: dict[str, Any], repo_id: str, files: Collection[str]) -> str:
+def _other_ways(results: dict[str, Any], repo_id: str, files: Collection[str], adapter_fits_base: bool) -> str:
     parts = []
     if "adapter/adapter_config.json" in files:
-        parts.append(_adapter_way(results, repo_id))
+        parts.append(_adapter_way(results, repo_id, adapter_fits_base))
     if "onnx/model.onnx" in files:
         kinds = "`onnx/model.onnx`"
         if "onnx/model_quantized.onnx" in files:
@@ -164,12 +173,19 @@ def _other_ways(results: dict[str, Any], repo_id: str, files: Collection[str]) -
     return "".join(f"\n{part}\n" for part in parts)
 
 
-def _adapter_way(results: dict[str, Any], repo_id: str) -> str:
+def _adapter_way(results: dict[str, Any], repo_id: str, adapter_fits_base: bool) -> str:
     base = results["base_model"]
     if base["revision"] is None:
         return (
             f"`adapter/` holds the LoRA adapter alone. It needs its base model, `{base['name']}`, which is not on the "
             "Hub; the weights of this repository have it merged in."
+        )
+    if not adapter_fits_base:
+        # The position embeddings would silently be drawn anew.
+        return (
+            f"`adapter/` holds the LoRA adapter alone. It was trained on `{base['name']}` brought to another photo "
+            "size (`image_size` in `adapter/config.json`), so that it does not fit that model as it is; the weights of "
+            "this repository have it merged in."
         )
     return (
         "The LoRA adapter alone, on its base model:\n\n"

@@ -5,7 +5,6 @@ both give the head's input and the class evidence; their metadata hold what a pr
 """
 
 import json
-import logging
 import shutil
 import tempfile
 import time
@@ -29,10 +28,6 @@ from agritransfer.pixels import collate, normalization, processor_image_size
 from agritransfer.quantization import quantization_methods, quantize, refusal
 from agritransfer.results import read_results
 from agritransfer.run_folder import LOGIT_TOLERANCE
-
-# They tell every node that they remove.
-for name in ("onnx_ir", "onnxscript"):
-    logging.getLogger(name).setLevel(logging.WARNING)
 
 SCHEMA = 1
 OUTPUTS = ("logits", "features", "evidence")

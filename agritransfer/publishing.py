@@ -24,6 +24,7 @@ from accelerate import PartialState
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from transformers import (
+    AutoConfig,
     AutoModelForImageClassification,
     BaseImageProcessor,
     TimmWrapperImageProcessor,
@@ -176,8 +177,26 @@ def write_export(folder: Path, export: Path, destination: Destination, base_lice
         (export / ".eval_results").mkdir()
         (export / ".eval_results" / "test.yaml").write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
     files = {path.relative_to(export).as_posix() for path in export.rglob("*") if path.is_file()}
-    card = model_card(results, destination.repo_id, files, destination.licence, base_licence)
+    card = model_card(
+        results,
+        destination.repo_id,
+        files,
+        licence=destination.licence,
+        base_licence=base_licence,
+        adapter_fits_base=_adapter_fits_base(export / "adapter", results["base_model"]),
+    )
     (export / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def _adapter_fits_base(adapter: Path, base: dict[str, Any] | None) -> bool:
+    """Whether the adapter was trained on its base's own photo size; one of no size at all fits."""
+    if not adapter.is_dir() or base["revision"] is None:
+        return True
+    sizes = {
+        AutoConfig.from_pretrained(name, revision=revision).to_dict().get("image_size")
+        for name, revision in ((str(adapter), None), (base["name"], base["revision"]))
+    }
+    return len(sizes) == 1
 
 
 def published_results(results: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
@@ -50,13 +49,24 @@ def quantize(method: str, full: Path, small: Path, head: nn.Linear, batches: Ite
             types = {"op_types_to_quantize": ["MatMul", "Gemm"], "weight_type": QuantType.QUInt8}
             quantize_dynamic(prepared, small, per_channel=True, nodes_to_exclude=kept, **types)
         else:
-            blocks = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4, bits=8)
-            quantizer = MatMulNBitsQuantizer(onnx.load(prepared), nodes_to_exclude=kept, algo_config=blocks)
-            quantizer.process()
-            quantizer.model.save_model_to_file(str(small), False)
+            _quantize_blocks(prepared, small, kept)
     finally:
         logging.disable(logging.NOTSET)
         prepared.unlink(missing_ok=True)
+
+
+def _quantize_blocks(prepared: Path, small: Path, kept: list[str]) -> None:
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    # Imported here, since its import sends what every library notes to the screen; that is taken back.
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    blocks = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4, bits=8)
+    quantizer = MatMulNBitsQuantizer(onnx.load(prepared), nodes_to_exclude=kept, algo_config=blocks)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(small), False)
 
 
 def _nodes_of_head(graph: onnx.GraphProto, head: nn.Linear) -> list[str]:

@@ -149,6 +149,24 @@ def test_the_card_tells_the_numbers_of_the_run_and_its_metadata_are_valid(traine
     assert any(r.path == "/api/validate-yaml" and r.status == 200 for r in hub.requests)
 
 
+def test_an_adapter_for_another_photo_size_is_not_said_to_fit_its_base(client, hub, photos, tmp_path):
+    hub.faults.clear()
+    flags = (
+        "--dataset_name",
+        photos,
+        "--model_name_or_path",
+        "base/tiny-vit",
+        "--output_dir",
+        tmp_path / "run",
+        *TRAIN,
+    )
+    push = ("--image_size", "48", "--push_to_hub", "--hub_model_id", "user/larger")
+    said = client.run(ROOT / "train_lora.py", *flags, *push)
+    assert said["code"] == 0, said["err"]
+    card = served(hub, "user/larger")["README.md"].decode()
+    assert "does not fit that model as it is" in card and "PeftModel" not in card
+
+
 def test_a_second_publish_uploads_nothing_and_keeps_the_tag(run, client, hub):
     assert client.run("publish", run, "--repo_id", "user/twice")["code"] == 0
     first = json.loads((run / "published.json").read_text())
