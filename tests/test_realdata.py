@@ -55,7 +55,7 @@ def test_a_few_real_photos_are_learnt_and_served_alike(
     served = [classifier(str(folders[r["split"]] / r["file"]), top_k=1)[0] for r in rows if r["split"] in folders]
     assert [answer["label"] for answer in served] == [r["predicted"] for r in rows if r["split"] in folders]
     # Leaves of other plants, of which this model was never told. Trained on all photos, models refuse far more of them
-    # (README); with 60 validation photos to know by, 17 and 35 of these 60, where the softmax alone would refuse 4.
+    # (README); with 60 validation photos to know by, 17 and 35 of these 60.
     strangers = [str(photo) for photo in sorted((SHARED / "data/other_plants").iterdir())[:60]]
     assert main(["predict", str(run), *strangers, "--output", str(tmp_path / "strangers.csv")]) == 0
     with (tmp_path / "strangers.csv").open(newline="") as file:

@@ -1,0 +1,101 @@
+"""The card says what the results say, for data of the Hub and for a run that may promise nothing."""
+
+import json
+
+import pytest
+
+from agritransfer.card import card_data, eval_results, model_card
+
+PER_CLASS = [
+    {"label": "healthy", "n": 40, "precision": 0.9, "recall": 0.8, "f1": 0.847},
+    {"label": "rust", "n": 20, "precision": 0.7, "recall": 0.6, "f1": 0.646},
+]
+SCORES = {
+    **{"n": 60, "accuracy": 0.75, "accuracy_ci95": [0.63, 0.84], "macro_f1": 0.7465, "macro_f1_ci95": [0.62, 0.85]},
+    **{"balanced_accuracy": 0.7, "ece": 0.1, "ece_calibrated": 0.05, "per_class": PER_CLASS},
+    "answered": {"coverage": 0.5, "error": 0.04, "not_sure": 20, "unknown": 10},
+}
+
+
+def results(**changes) -> dict:
+    facts = {
+        "strategy": "scratch",
+        "base_model": None,
+        "dataset": {
+            **{"name": "user/leaves", "revision": "abc", "fingerprint": "f1", "labels": ["healthy", "rust"]},
+            "counts": {split: {"healthy": 40, "rust": 20} for split in ("train", "validation", "test")},
+        },
+        "splits": {
+            **{"method": "official", "seed": None},
+            **{"leakage": {"found": 3, "dropped": 2}, "broken": {"found": 1, "skipped": 1}},
+        },
+        "test": SCORES,
+        "shift": {"name": "field", **SCORES, "per_class": [PER_CLASS[0], PER_CLASS[1] | {"f1": 0.3}]},
+        "calibration": {
+            **{"temperature": 1.5, "threshold": 0.8, "target_error": 0.05, "coverage": 0.6},
+            "unknown": {"method": "m", "threshold": 4.0},
+        },
+        "training": {
+            **{"epochs": 3, "steps": 30, "best_step": 20, "seconds": 60.0, "device": "cpu", "num_processes": 1},
+            **{"trainable_parameters": 1000, "total_parameters": 1000},
+        },
+        "environment": {"python": "3.11", "torch": "2", "git_commit": "c"},
+        "command": "python train_scratch.py --dataset_name user/leaves --seed 1",
+    }
+    return json.loads(json.dumps(facts)) | changes
+
+
+def card_of(facts: dict) -> str:
+    return str(model_card(facts, "user/m", (), licence="mit", base_licence=None, adapter_fits_base=True))
+
+
+def test_scores_on_a_data_set_of_the_hub_are_told_to_the_hub():
+    facts = results()
+    head = card_data(facts, "mit").to_dict()
+    assert head["datasets"] == ["user/leaves"] and head["license"] == "mit" and "base_model" not in head
+    test, field = head["model-index"][0]["results"]
+    assert test["dataset"] == {
+        **{"name": "user/leaves (test)", "type": "user/leaves", "split": "test", "revision": "abc"}
+    }
+    assert field["dataset"]["type"] == "field" and "revision" not in field["dataset"]
+    assert {metric["name"]: metric["value"] for metric in test["metrics"]} == {"Accuracy": 0.75, "Macro F1": 0.7465}
+    (entry,) = eval_results(facts)
+    assert entry["dataset"] == {"id": "user/leaves", "task_id": "image-classification", "revision": "abc"}
+    assert entry["value"] == 0.7465
+    local = results(dataset=facts["dataset"] | {"name": "leaves", "revision": None})
+    assert eval_results(local) == [] and "datasets" not in card_data(local, None).to_dict()
+
+
+def test_lab_and_field_limits_and_counts_stand_in_the_card():
+    card = card_of(results())
+    for words in (
+        "| **test** | 60 | 0.750 [0.630, 0.840] |",
+        "| **field** | 60 |",
+        "The class that suffers most is rust, F1 0.646 on the test and 0.300 in the field.",
+        "| rust | 20 | 0.700 | 0.600 | 0.646 | 0.300 (20) |",
+        "Fewer than 30 test photos, so that their scores say little: rust (20).",
+        "3 training photos were found again among photos to be scored, 2 of them were left out",
+        "On the test photos it answers 50.0%, 4.0% of the answers wrong.",
+        "revision `abc`",
+        "python train_scratch.py \\\n    --dataset_name user/leaves \\\n    --seed 1",
+    ):
+        assert words in card, words
+    assert "from random weights" in card and "PeftModel" not in card and "onnx" not in card
+
+
+@pytest.mark.parametrize(
+    ("calibration", "words"),
+    [
+        ({"threshold": None}, "No threshold keeps the error under 5% on the validation photos"),
+        ({"unknown": None}, "it cannot tell such photos from its own and will name one of its classes"),
+    ],
+)
+def test_what_a_run_cannot_promise_is_said(calibration, words):
+    facts = results()
+    assert words in card_of(facts | {"calibration": facts["calibration"] | calibration})
+
+
+def test_a_run_that_never_saw_the_field_says_so():
+    card = card_of(results(shift=None))
+    assert "**Never tested on photos of another place.**" in card and "| **field** |" not in card
+    assert "background, light and camera may have been learnt with the disease" in card
