@@ -38,7 +38,8 @@ class ExplainedClassifier(nn.Module):
         self.attention = _last_attention(model)
         photo = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            self.method = self._find_method(*self._look(photo))
+            _, hidden, seen = self._look(photo)
+            self.method = self._find_method(hidden, seen)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits, features and evidence of normalised pixels (batch, 3, side, side)."""
@@ -67,7 +68,7 @@ class ExplainedClassifier(nn.Module):
                 hidden = seen["backbone"][1].last_hidden_state
         return logits, hidden, seen
 
-    def _find_method(self, logits: torch.Tensor, hidden: torch.Tensor, seen: dict[str, tuple]) -> str:
+    def _find_method(self, hidden: torch.Tensor, seen: dict[str, tuple]) -> str:
         features, cells = seen["head"][0], _cells(hidden)
         width = cells.shape[-1]
         if self.attention and hidden.ndim == 3 and torch.allclose(features[:, :width], hidden[:, 0], atol=1e-5):
