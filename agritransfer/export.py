@@ -4,11 +4,13 @@ A finished run becomes one ONNX file, and a smaller one of 8-bit integers where 
 both give the head's input and the class evidence; their metadata hold what a program needs to answer as the run does.
 """
 
+import io
 import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,29 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime import InferenceSession
+from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import BaseImageProcessor
 
+from agritransfer.arguments import available_cores
 from agritransfer.data import Splits, load_splits
 from agritransfer.errors import DataError, UsageError
 from agritransfer.evidence import EXACT, ExplainedClassifier
 from agritransfer.models import load_classifier
-from agritransfer.pixels import collate, normalization, processor_image_size
+from agritransfer.pixels import (
+    collate,
+    decode_photo,
+    normalization,
+    photo_pixels,
+    pixel_recipe,
+    processor_image_size,
+)
 from agritransfer.quantization import quantization_methods, quantize, refusal
 from agritransfer.results import read_results
 from agritransfer.run_folder import LOGIT_TOLERANCE
 
-SCHEMA = 1
+SCHEMA = 2
 OUTPUTS = ("logits", "features", "evidence")
 # Old enough for the runtimes of browsers.
 OPSET = 18
@@ -40,6 +51,12 @@ RANGE_PHOTOS = 96
 DELETION_PHOTOS = 128
 HIDDEN_SHARE = 0.1
 RANDOM_DRAWS = 3
+# Reduced decoding: so many photos are made as large as a phone's, and must be answered alike so often. Beside twice the
+# pixels that the model wants, a photo keeps enough to be shown.
+FULL_SIZE_PHOTOS = 64
+FULL_SIZE = 12_000_000
+REDUCED_AGREEMENT = 0.995
+SHOWN_SIDE = 640
 
 
 def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
@@ -88,11 +105,12 @@ def _write_checked(
         "exact": explained.method == EXACT,
         "deletion_test": deletion_test(full, test_photos),
     }
+    reduced = reduced_decoding_test(full, splits, processor, min(photos or FULL_SIZE_PHOTOS, FULL_SIZE_PHOTOS))
     tried = []
     for method in quantization_methods(explained):
         ranges = (pixels for pixels, _ in _batches(splits, "train", processor, RANGE_PHOTOS))
         quantize(method, full, small, explained.head, ranges)
-        _add_metadata(small, results, processor, evidence)
+        _add_metadata(small, results, processor, evidence, reduced)
         logits = _one_by_one(small, _batches(splits, "validation", processor, photos))
         tried.append({"method": method, **_facts(small, logits, reference["logits"], truth)})
         lost = _accuracy(reference["logits"], truth) - tried[-1]["accuracy"]
@@ -100,7 +118,7 @@ def _write_checked(
         if tried[-1]["reason"] is None:
             break
         small.unlink()
-    _add_metadata(full, results, processor, evidence)
+    _add_metadata(full, results, processor, evidence, reduced)
     return {
         "schema": SCHEMA,
         "photos": len(truth),
@@ -108,6 +126,7 @@ def _write_checked(
         "model": _facts(full, exported["logits"], reference["logits"], truth),
         "model_quantized": {"written": small.exists(), "tried": tried},
         "evidence": evidence,
+        "reduced_decoding": reduced,
     }
 
 
@@ -131,11 +150,14 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Normalised pixels and label indices of so many photos, evenly drawn from the split, batch by batch."""
     dataset = splits.dataset(split, processor)
-    drawn = np.linspace(0, len(dataset) - 1, min(len(dataset), most or len(dataset))).round().astype(int)
-    loader = DataLoader(Subset(dataset, drawn.tolist()), batch_size=BATCH_SIZE, collate_fn=collate)
+    loader = DataLoader(Subset(dataset, _evenly_drawn(len(dataset), most)), batch_size=BATCH_SIZE, collate_fn=collate)
     mean, std = normalization(processor)
     for batch in tqdm(loader, desc=f"{split} photos", delay=2, leave=False, disable=None):
         yield ((batch["pixel_values"] - mean) / std).numpy(), batch["labels"].numpy()
+
+
+def _evenly_drawn(count: int, most: int | None) -> list[int]:
+    return np.linspace(0, count - 1, min(count, most or count)).round().astype(int).tolist()
 
 
 def write_model(explained: ExplainedClassifier, image_size: int, path: Path) -> None:
@@ -238,13 +260,52 @@ def hide_cells(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.where(hidden[:, None], np.float32(0), pixels)
 
 
-def _add_metadata(path: Path, results: dict[str, Any], processor: BaseImageProcessor, evidence: dict[str, Any]) -> None:
+def reduced_decoding_test(path: Path, splits: Splits, processor: BaseImageProcessor, photos: int) -> dict[str, Any]:
+    """Whether a JPEG of a phone's size is answered alike when it is decoded at a part of its size, as a server may.
+
+    Validation photos that are smaller are enlarged and encoded for it.
+    """
+    resize = pixel_recipe(processor)["resize"]
+    least_side = max(SHOWN_SIDE, 2 * (resize if isinstance(resize, int) else max(resize)))
+    session, (mean, std) = _session(path), normalization(processor)
+    dataset = splits.dataset("validation", processor)
+
+    def answers(place: int) -> list[int]:
+        image = dataset.images[dataset.rows[place]]["image"]
+        jpeg = _full_size_jpeg(decode_photo(image["bytes"] or image["path"]))
+        decoded = (decode_photo(jpeg, least_side=side) for side in (None, least_side))
+        pixels = torch.stack([photo_pixels(processor, photo) for photo in decoded])
+        return session.run(["logits"], {"pixel_values": ((pixels - mean) / std).numpy()})[0].argmax(axis=1).tolist()
+
+    drawn = _evenly_drawn(len(dataset), photos)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        pairs = list(tqdm(pool.map(answers, drawn), "full-size photos", len(drawn), delay=2, leave=False, disable=None))
+    agreement = sum(whole == reduced for whole, reduced in pairs) / len(pairs)
+    passed = agreement >= REDUCED_AGREEMENT
+    return {"least_side": least_side, "photos": len(pairs), "agreement": agreement, "passed": passed}
+
+
+def _full_size_jpeg(photo: Image.Image) -> bytes:
+    scale = max(1.0, (FULL_SIZE / (photo.width * photo.height)) ** 0.5)
+    buffer = io.BytesIO()
+    photo.resize((round(photo.width * scale), round(photo.height * scale))).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _add_metadata(
+    path: Path,
+    results: dict[str, Any],
+    processor: BaseImageProcessor,
+    evidence: dict[str, Any],
+    reduced: dict[str, Any],
+) -> None:
     model = onnx.load(path)
     facts = {
         "schema": SCHEMA,
         "labels": results["dataset"]["labels"],
-        "preprocessing": processor.to_dict(),
+        "preprocessing": pixel_recipe(processor),
         "image_size": processor_image_size(processor),
+        "reduced_decoding": reduced,
         "calibration": results["calibration"],
         "evidence": evidence,
     }

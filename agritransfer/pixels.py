@@ -19,6 +19,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor, TimmWrapperImageProcessor
 
+from agritransfer.errors import UsageError
+
 pillow_heif.register_heif_opener()
 
 # Pillow opens MPO, which phones write, as JPEG, and knows no opener of that name.
@@ -33,14 +35,17 @@ FORMAT_OF_SUFFIX = {
 }
 # Checked in the header: a small file can unpack to gigabytes.
 MAX_PIXELS = 40_000_000
+# A ConvNeXt's processor cuts a centre out of smaller photos, and squashes larger ones.
+CONVNEXT_SQUASHES_FROM = 384
 # Training pixels are this much larger than the model's input, so that a crop has room to move.
 CROP_MARGIN = 8 / 7
 
 
-def decode_photo(photo: str | Path | bytes) -> Image.Image:
+def decode_photo(photo: str | Path | bytes, least_side: int | None = None) -> Image.Image:
     """Decode a file or its bytes to an upright RGB image.
 
-    16-bit photos are scaled, transparent ones laid on white, of several frames the first is taken.
+    With `least_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size while both sides keep so many pixels. 16-bit
+    photos are scaled, transparent ones laid on white, of several frames the first is taken.
     Raises `OSError` or `ValueError`, with the reason, for what is not a whole photo.
     """
     source = io.BytesIO(photo) if isinstance(photo, bytes) else photo
@@ -49,6 +54,8 @@ def decode_photo(photo: str | Path | bytes) -> Image.Image:
         with Image.open(source, formats=PHOTO_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} is {limit}")
+            if least_side is not None:
+                image.draft(None, (least_side, least_side))
             image.load()
             return _as_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
@@ -135,6 +142,47 @@ def photo_pixels(processor: BaseImageProcessor, image: Image.Image) -> torch.Ten
     pixels = processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
     # A processor without torchvision answers in numpy's own type.
     return pixels.to(torch.uint8)
+
+
+def pixel_recipe(processor: BaseImageProcessor) -> dict[str, Any]:
+    """What `photo_pixels` and `normalization` do to an upright photo, in words for a program without these libraries.
+
+    `resize`: the shorter side in pixels, or [height, width] whatever the shape; `resample`: a filter of Pillow's;
+    `crop`: side of the square cut from the middle, or None, its odd pixel going `down` or to the `even` number;
+    `mean` and `std` of pixels between 0 and 255. Raises `UsageError` for a way of its own.
+    """
+    if isinstance(processor, TimmWrapperImageProcessor):
+        geometry = _timm_geometry(processor)
+    else:
+        geometry = _transformers_geometry(processor.to_dict())
+    mean, std = normalization(processor)
+    return {**geometry, "mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
+
+
+def _timm_geometry(processor: TimmWrapperImageProcessor) -> dict[str, Any]:
+    config = processor.data_config
+    if config.get("crop_mode", "center") not in ("center", "squash"):
+        raise UsageError(f"timm's crop_mode '{config['crop_mode']}' has no form without torch; use one of 'center'")
+    resize, crop, *_ = processor.val_transforms.transforms
+    return {
+        "resize": resize.size if isinstance(resize.size, int) else list(resize.size),
+        "resample": config["interpolation"],
+        "crop": crop.size[0],
+        "odd_pixel": "even",
+    }
+
+
+def _transformers_geometry(facts: dict[str, Any]) -> dict[str, Any]:
+    size, crop = facts["size"], None
+    resize = size.get("shortest_edge") or [size["height"], size["width"]]
+    if facts.get("do_center_crop"):
+        crop = facts["crop_size"]["height"]
+    elif "crop_pct" in facts and resize < CONVNEXT_SQUASHES_FROM:
+        resize, crop = int(resize / facts["crop_pct"]), resize
+    elif "crop_pct" in facts:
+        resize = [resize, resize]
+    resample = Image.Resampling(facts["resample"]).name.lower()
+    return {"resize": resize, "resample": resample, "crop": crop, "odd_pixel": "down"}
 
 
 class PhotoDataset(torch.utils.data.Dataset):

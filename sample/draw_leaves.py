@@ -495,15 +495,15 @@ def draw_to_file(job: tuple, output: Path, seed: int) -> None:
     draw(rng, crop, condition, field).save(path, quality=JPEG_QUALITY, optimize=True)
 
 
-def target_jobs() -> list[tuple]:
-    """The laboratory photographs in three splits, and the field photographs."""
+def target_jobs(times: int) -> list[tuple]:
+    """The laboratory photographs in three splits, and the field photographs; so many times as many as in the sample."""
     folders = (("leaves/train", 40), ("leaves/validation", 20), ("leaves/test", 40), ("leaves_field", 20))
     conditions = (healthy, rust, angular_leaf_spot, mosaic)
     return [
         (f"{folder}/{condition.__name__}/{i:03d}.jpg", BEAN, condition, folder == "leaves_field")
         for folder, count in folders
         for condition in conditions
-        for i in range(count)
+        for i in range(count * times)
     ]
 
 
@@ -525,9 +525,10 @@ def main() -> None:
     parser.add_argument("task", choices=("target", "source"))
     parser.add_argument("output", type=Path)
     parser.add_argument("--per_class", type=int, default=300, help="pictures a source class, validation included")
+    parser.add_argument("--times", type=int, default=1, help="so many times as many target pictures")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    jobs = target_jobs() if options.task == "target" else source_jobs(options.per_class)
+    jobs = target_jobs(options.times) if options.task == "target" else source_jobs(options.per_class)
     with multiprocessing.Pool(os.cpu_count()) as pool:
         pool.map(partial(draw_to_file, output=options.output, seed=options.seed), jobs, chunksize=8)
     print(f"{len(jobs)} pictures in {options.output}")

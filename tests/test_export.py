@@ -228,7 +228,9 @@ def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_
     }
     exported = json.loads((exported_run / "onnx/export.json").read_text())
     results = json.loads((exported_run / "results.json").read_text())
-    assert list(exported) == ["schema", "photos", "torch", "model", "model_quantized", "evidence", "seconds"]
+    assert list(exported) == [
+        *("schema", "photos", "torch", "model", "model_quantized", "evidence", "reduced_decoding", "seconds")
+    ]
     assert exported["torch"]["accuracy"] == results["validation"]["accuracy"]
     assert exported["photos"] == results["validation"]["n"] > 20
     assert exported["model"]["agreement"] == 1 and exported["model"]["largest_logit_difference"] < 1e-4
@@ -240,10 +242,13 @@ def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_
         path = exported_run / f"onnx/{name}.onnx"
         assert of_file["bytes"] == path.stat().st_size
         facts = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
-        assert list(facts) == ["schema", "labels", "preprocessing", "image_size", "calibration", "evidence"]
+        assert list(facts) == [
+            *("schema", "labels", "preprocessing", "image_size", "reduced_decoding", "calibration", "evidence")
+        ]
         assert facts["labels"] == results["dataset"]["labels"] == ["blight", "healthy", "rust"]
         assert facts["calibration"] == results["calibration"]
-        assert facts["preprocessing"]["size"] == {"height": 32, "width": 32} and facts["image_size"] == 32
+        assert facts["preprocessing"]["resize"] == [32, 32] and facts["image_size"] == 32
+        assert facts["reduced_decoding"] == exported["reduced_decoding"]
         assert facts["evidence"] == exported["evidence"]
         assert facts["evidence"]["method"] == LAST_ATTENTION and facts["evidence"]["exact"] is False
     operators = [node.op_type for node in onnx.load(exported_run / "onnx/model_quantized.onnx").graph.node]
