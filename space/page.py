@@ -1,0 +1,285 @@
+"""How does an answer read?
+
+Every text of a visitor's page, in the visitor's language; labels stay as the model has them. What comes from outside,
+such as a file's name, is escaped.
+"""
+
+import base64
+import csv
+import io
+import json
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from classifier import Answer
+from photos import Photo, PhotoError
+
+TRANSLATIONS: dict[str, dict[str, str]] = json.loads(
+    (Path(__file__).parent / "translations.json").read_text(encoding="utf-8")
+)
+SHOWN_LABELS = 5
+SHOWN_SIDE = 720
+THUMBNAIL_SIDE = 96
+HEAT_SIDE = 256
+# From little to much evidence: dark red, orange, yellow.
+HEAT_COLOURS = np.array([[120, 0, 40], [235, 90, 20], [255, 230, 90]], np.float32)
+
+
+def language(accept_language: str | None) -> str:
+    """The first language of a browser's header that there are texts for, or English."""
+    for wish in (accept_language or "").split(","):
+        code = wish.split(";")[0].strip().lower().split("-")[0]
+        if code in TRANSLATIONS:
+            return code
+    return "en"
+
+
+def crop_and_condition(label: str) -> tuple[str, str]:
+    """The crop (or "") and the condition of a label: `Tomato/late_blight`, `Tomato___Late_blight`, `late_blight`."""
+    crop, condition = "", label
+    for mark in ("/", "___"):
+        if mark in label:
+            crop, _, condition = label.partition(mark)
+            break
+    return _words(crop), _words(condition)
+
+
+def label_text(label: str) -> str:
+    """A label as it is read: `Tomato/late_blight` as "Tomato: late blight"."""
+    return ": ".join(filter(None, crop_and_condition(label)))
+
+
+def _words(name: str) -> str:
+    return re.sub(r"[_/\s]+", " ", name).strip()
+
+
+def percent(share: float) -> str:
+    """A share as people read it."""
+    return f"{share:.0%}".replace("%", " %")
+
+
+def sentence(answer: Answer, code: str) -> str:
+    """The verdict in one plain sentence."""
+    texts = TRANSLATIONS[code]
+    first, second = (label_text(label) for label in (answer.labels * 2)[:2])
+    chances = [percent(chance) for chance in (answer.probabilities * 2)[:2]]
+    if answer.verdict == "answer":
+        return f"{texts['answer']} {first} ({chances[0]})."
+    key = "unknown" if answer.verdict == "unknown" else "not_sure"
+    return texts[key].format(first=first, second=second, first_chance=chances[0], second_chance=chances[1])
+
+
+def advice_sentences(answer: Answer, photo: Photo, code: str) -> list[str]:
+    """What would make a better photo."""
+    return [TRANSLATIONS[code][f"advice_{found}"].format(side=photo.shorter_side) for found in answer.advice]
+
+
+def answer_html(answer: Answer, photo: Photo, code: str, *, with_evidence: bool) -> str:
+    """The whole answer: verdict, bars, evidence over the photo, advice."""
+    texts = TRANSLATIONS[code]
+    kind = answer.verdict.replace(" ", "-")
+    parts = [f'<section class="verdict {kind}" role="status" aria-live="polite" lang="{code}">']
+    parts.append(_headline(answer, code))
+    parts.append("</section>")
+    parts.append(f'<section lang="{code}"><h3>{escape(texts["chances"])}</h3>{_bars(answer)}</section>')
+    if answer.advice:
+        items = "".join(f"<li>{escape(line)}</li>" for line in advice_sentences(answer, photo, code))
+        parts.append(
+            f'<section class="advice" lang="{code}"><h3>{escape(texts["advice"])}</h3><ul>{items}</ul></section>'
+        )
+    if with_evidence and answer.verdict != "unknown":
+        parts.append(_evidence(answer, photo, code))
+    return "".join(parts)
+
+
+def waiting_html(code: str) -> str:
+    """The place of the answer before there is one."""
+    return f'<p class="waiting" lang="{code}">{escape(TRANSLATIONS[code]["waiting"])}</p>'
+
+
+def notice_html(notice: str, code: str) -> str:
+    """A sentence for the visitor."""
+    return f'<p class="notice" role="status" lang="{code}">{escape(notice)}</p>'
+
+
+def problem(error: PhotoError, code: str) -> str:
+    """What is wrong with a photo, and what to do."""
+    return TRANSLATIONS[code][error.key].format(**error.numbers)
+
+
+def problem_html(error: PhotoError, code: str) -> str:
+    """The same, where the answer would stand."""
+    return f'<p class="problem" role="alert" lang="{code}">{escape(problem(error, code))}</p>'
+
+
+def _headline(answer: Answer, code: str) -> str:
+    texts = TRANSLATIONS[code]
+    if answer.verdict != "answer":
+        key = "unknown" if answer.verdict == "unknown" else "not_sure"
+        return f"<h2>{escape(texts[f'{key}_title'])}</h2><p>{escape(sentence(answer, code))}</p>"
+    crop, condition = crop_and_condition(answer.labels[0])
+    named = f'<span class="crop">{escape(crop)}</span>' if crop else ""
+    return (
+        f"<p>{escape(texts['answer'])}</p><h2>{named}{escape(condition)} "
+        f'<span class="chance">{percent(answer.probabilities[0])}</span></h2>'
+    )
+
+
+def _bars(answer: Answer) -> str:
+    rows = []
+    for label, chance in list(zip(answer.labels, answer.probabilities, strict=True))[:SHOWN_LABELS]:
+        rows.append(
+            f'<li><span class="name">{escape(label_text(label))}</span><span class="value">{percent(chance)}</span>'
+            f'<span class="bar" aria-hidden="true"><span style="width:{chance:.1%}"></span></span></li>'
+        )
+    return f'<ul class="bars">{"".join(rows)}</ul>'
+
+
+def _evidence(answer: Answer, photo: Photo, code: str) -> str:
+    texts = TRANSLATIONS[code]
+    title = texts["evidence"].format(first=label_text(answer.labels[0]))
+    left, top, right, bottom = answer.seen
+    edges = {"left": left, "top": top, "width": right - left, "height": bottom - top}
+    place = ";".join(f"{edge}:{share:.1%}" for edge, share in edges.items())
+    picture, heat = (
+        _data_url(_fitted(photo.picture, SHOWN_SIDE), "JPEG"),
+        _data_url(heat_picture(answer.evidence), "PNG"),
+    )
+    frame, note = "", ""
+    if answer.seen != (0.0, 0.0, 1.0, 1.0):
+        frame, note = " frame", f'<p class="note">{escape(texts["evidence_seen"])}</p>'
+    return (
+        f'<section lang="{code}"><h3>{escape(title)}</h3><figure class="evidence">'
+        f'<img src="{picture}" alt="{escape(texts["photo"])}">'
+        f'<img class="heat{frame}" style="{place}" src="{heat}" alt="{escape(title)}"></figure>'
+        f'<label class="slider">{escape(texts["evidence_slider"])}<input type="range" min="0" max="100" value="60" '
+        "oninput=\"this.closest('section').querySelector('.heat').style.opacity=this.value/100\"></label>"
+        f"{note}</section>"
+    )
+
+
+def heat_picture(evidence: np.ndarray) -> Image.Image:
+    """Evidence (rows, columns) as colour: the cell that spoke least is clear, the one that spoke most is yellow."""
+    spread = float(np.ptp(evidence))
+    heat = (evidence - evidence.min()) / spread if spread > 0 else np.zeros_like(evidence)
+    smooth = Image.fromarray((255 * heat).astype(np.uint8)).resize((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BICUBIC)
+    share = np.asarray(smooth, np.float32) / 255
+    steps = np.linspace(0, 1, len(HEAT_COLOURS))
+    colours = [np.interp(share, steps, HEAT_COLOURS[:, channel]) for channel in range(3)]
+    return Image.fromarray(np.stack([*colours, 255 * share**1.5], axis=-1).astype(np.uint8))
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    fitted = picture.copy()
+    fitted.thumbnail((side, side))
+    return fitted
+
+
+def _data_url(picture: Image.Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=85)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def thumbnail(photo: Photo) -> str:
+    """A small picture for a table, as a data URL."""
+    return _data_url(_fitted(photo.picture, THUMBNAIL_SIDE), "JPEG")
+
+
+def table_html(rows: list[dict[str, Any]], code: str) -> str:
+    """Many answers as a table; a row has `file`, `verdict`, `first`, `chance`, `note` and `thumbnail`."""
+    texts = TRANSLATIONS[code]
+    counts = {
+        verdict.replace(" ", "_"): sum(row["verdict"] == verdict for row in rows)
+        for verdict in ("answer", "not sure", "unknown", "broken")
+    }
+    cells = []
+    for row in rows:
+        kind = row["verdict"].replace(" ", "-")
+        picture = f'<img src="{row["thumbnail"]}" alt="">' if row["thumbnail"] else ""
+        word = f'<span class="word {kind}">{escape(texts["word_" + kind.replace("-", "_")])}</span>'
+        chance = "" if row["chance"] is None else percent(row["chance"])
+        name = f"{picture}<span>{escape(row['file'])}</span>"
+        cells.append([name, word, escape(label_text(row["first"])), chance, escape(row["note"])])
+    link = f'<a class="download" download="diagnoses.csv" href="{_csv_url(rows)}">{escape(texts["csv"])}</a>'
+    summary = escape(texts["summary"].format(count=len(rows), **counts))
+    table = _markup_table([texts[name] for name in ("file", "verdict", "first", "chance", "note")], cells)
+    return f'<section lang="{code}"><p role="status">{summary} {link}</p>{table}</section>'
+
+
+def _csv_url(rows: list[dict[str, Any]]) -> str:
+    """The table as a file that the page itself carries, so that none lies on the server."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["file", "verdict", "label", "probability", "note"])
+    for row in rows:
+        chance = "" if row["chance"] is None else f"{row['chance']:.4f}"
+        # A spreadsheet would run a name that begins like a formula.
+        name = "'" + row["file"] if row["file"][:1] in ("=", "+", "-", "@", "\t", "\r") else row["file"]
+        writer.writerow([name, row["verdict"], row["first"], chance, row["note"]])
+    # The mark tells spreadsheets that it is UTF-8.
+    return f"data:text/csv;base64,{base64.b64encode(text.getvalue().encode('utf-8-sig')).decode()}"
+
+
+def about_html(results: dict[str, Any], name: str, code: str) -> str:
+    """What the model scored, class by class, and when not to trust it."""
+    texts = TRANSLATIONS[code]
+    sets = [("set_test", results["test"])] + ([("set_shift", results["shift"])] if results["shift"] else [])
+    scores = [
+        [texts[key], str(scored["n"]), _interval(scored, "accuracy"), _interval(scored, "macro_f1"), *_answered(scored)]
+        for key, scored in sets
+    ]
+    classes = [
+        [label_text(row["label"]), str(row["n"]), percent(row["recall"]), percent(row["precision"])]
+        for row in results["test"]["per_class"]
+    ]
+    set_names = ("set", "count", "accuracy", "macro_f1", "answered", "wrong")
+    items = "".join(f"<li>{escape(line)}</li>" for line in _distrust(results, texts))
+    return (
+        f'<section class="about" lang="{code}"><p>{escape(texts["model"])}: <code>{escape(name)}</code></p>'
+        f"<h3>{escape(texts['distrust'])}</h3><ul>{items}</ul>"
+        f"<h3>{escape(texts['scores'])}</h3>{_table([texts[key] for key in set_names], scores)}"
+        f"<h3>{escape(texts['per_class'])}</h3>"
+        f"{_table([texts[key] for key in ('class', 'count', 'recall', 'precision')], classes)}</section>"
+    )
+
+
+def _distrust(results: dict[str, Any], texts: dict[str, str]) -> list[str]:
+    calibration = results["calibration"]
+    labels = ", ".join(map(label_text, results["dataset"]["labels"]))
+    lines = [texts["distrust_labels"].format(labels=labels), texts["distrust_field"]]
+    if calibration["threshold"] is None:
+        lines.append(texts["distrust_never_sure"])
+    else:
+        threshold, target = percent(calibration["threshold"]), percent(calibration["target_error"])
+        lines.append(texts["distrust_target"].format(threshold=threshold, target=target))
+    return [*lines, texts["distrust_expert"]]
+
+
+def _interval(scored: dict[str, Any], name: str) -> str:
+    low, high = scored[f"{name}_ci95"]
+    return f"{scored[name]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _answered(scored: dict[str, Any]) -> list[str]:
+    answered = scored["answered"]
+    return [percent(answered["coverage"]), "" if answered["error"] is None else f"{answered['error']:.1%}"]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return _markup_table(head, [[escape(cell) for cell in row] for row in rows])
+
+
+def _markup_table(head: list[str], rows: list[list[str]]) -> str:
+    """A table of cells that are HTML already; it scrolls where it is wider than the screen."""
+    heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    lines = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for first, *cells in rows
+    )
+    return f'<div class="wide" tabindex="0"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'

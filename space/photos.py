@@ -1,0 +1,147 @@
+"""What may a visitor send, and what does the model see of it?
+
+A photo is decoded as in training, within limits that a hostile file cannot pass, and turned into the pixels that the
+model was tested with. What would make a better photo is measured on it.
+"""
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pillow_heif
+from PIL import Image, ImageOps
+
+pillow_heif.register_heif_opener()
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+MAX_BYTES = 12_000_000
+# Told from the header: a small file can unpack to gigabytes.
+MAX_PIXELS = 40_000_000
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF")
+
+# A photo is dark when 95 of 100 pixels are below so much light (of 255), which a black background alone is not; blurred
+# when, at 512 pixels, the Laplacian varies less. benchmarks/photo_advice.py measures how often real photos are told so.
+DARK_BELOW = 80.0
+BLURRED_BELOW = 12.0
+DETAIL_SIDE = 512
+
+
+class PhotoError(ValueError):
+    """What cannot be answered: a key of the translations, and the numbers that its text names."""
+
+    def __init__(self, key: str, **numbers: int):
+        super().__init__(key)
+        self.key, self.numbers = key, numbers
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An upright RGB picture, perhaps decoded at a part of its size, and the shorter side of the whole in pixels."""
+
+    picture: Image.Image
+    shorter_side: int
+
+
+def read_photo(source: Path | bytes, least_side: int | None = None) -> Photo:
+    """Decode a file or its bytes; with `least_side`, at a part of its size while both sides keep so many pixels.
+
+    Raises `PhotoError` for what is too large or no whole photo.
+    """
+    try:
+        if (len(source) if isinstance(source, bytes) else source.stat().st_size) > MAX_BYTES:
+            raise PhotoError("error_bytes")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            shorter_side = min(image.size)
+            if image.width * image.height > MAX_PIXELS:
+                raise PhotoError("error_pixels")
+            if least_side is not None:
+                image.draft(None, (least_side, least_side))
+            exif = image.getexif()
+            image = _averaged(_of_8_bits(image), least_side)
+            # Only the file itself tells how it was held.
+            image.info["exif"] = exif.tobytes()
+            return Photo(_rgb(ImageOps.exif_transpose(image)), shorter_side)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PhotoError("error_pixels") from error
+    except PhotoError:
+        raise
+    # Pillow's readers raise all of these for broken files.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise PhotoError("error_no_photo") from error
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits to 8, which turns most of a photo white.
+        return image.convert("I;16").point(lambda value: value / 257 + 0.5).convert("L")
+    if image.mode in ("I", "F"):
+        raise PhotoError("error_no_photo")
+    return image
+
+
+def _averaged(image: Image.Image, least_side: int | None) -> Image.Image:
+    """What JPEG does while it is decoded, for the formats that cannot, so that copies of a large photo stay small."""
+    factor = min(image.size) // least_side if least_side else 1
+    return image.reduce(factor) if factor > 1 and image.mode in ("L", "RGB", "RGBA") else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def model_pixels(picture: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
+    """Normalised float32 pixels (1, 3, side, side), made as the `preprocessing` of an exported model tells."""
+    resize, crop = recipe["resize"], recipe["crop"]
+    if isinstance(resize, int):
+        shorter = min(picture.size)
+        width, height = (resize if side == shorter else int(resize * side / shorter) for side in picture.size)
+    else:
+        height, width = resize
+    resized = picture.resize((width, height), Image.Resampling[recipe["resample"].upper()])
+    if crop is not None:
+        left, top = ((side - crop) / 2 for side in resized.size)
+        left, top = (round(edge) if recipe["odd_pixel"] == "even" else int(edge) for edge in (left, top))
+        resized = resized.crop((left, top, left + crop, top + crop))
+    mean, std = (np.array(recipe[name], np.float32)[:, None, None] for name in ("mean", "std"))
+    return ((np.asarray(resized, np.float32).transpose(2, 0, 1) - mean) / std)[None]
+
+
+def seen_part(picture: Image.Image, recipe: dict[str, Any]) -> tuple[float, float, float, float]:
+    """The part of a picture that the model sees: left, top, right, bottom, from 0 to 1."""
+    resize, crop = recipe["resize"], recipe["crop"]
+    if crop is None:
+        return 0.0, 0.0, 1.0, 1.0
+    shorter = min(picture.size)
+    sides = (resize * side / shorter for side in picture.size) if isinstance(resize, int) else resize[::-1]
+    left, top = ((1 - crop / side) / 2 for side in sides)
+    return left, top, 1 - left, 1 - top
+
+
+def advice(photo: Photo, image_size: int) -> list[str]:
+    """What would make a better photo: `tiny`, `dark`, `blurred`, as far as they are measured on it."""
+    grey = photo.picture.convert("L")
+    grey.thumbnail((DETAIL_SIDE, DETAIL_SIDE))
+    found = []
+    if photo.shorter_side < image_size:
+        found.append("tiny")
+    if np.percentile(np.asarray(grey), 95) < DARK_BELOW:
+        found.append("dark")
+    if not found and detail(grey) < BLURRED_BELOW:
+        found.append("blurred")
+    return found
+
+
+def detail(grey: Image.Image) -> float:
+    """The variance of the Laplacian of a grey picture: how much its pixels differ from their neighbours."""
+    pixels = np.asarray(grey, np.float32)
+    middle = pixels[1:-1, 1:-1]
+    neighbours = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:]
+    return float((neighbours - 4 * middle).var())
