@@ -57,6 +57,7 @@ PUBLISHED = (
 STRATEGIES = ("end", "every_save", "checkpoint")
 CHECKPOINT_BRANCH = "last-checkpoint"
 COMPARED = 8
+EXAMPLE_SIDE = 1024
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Destination:
     hub_strategy: str = "end"
     share_splits: bool = True
     licence: str | None = None
+    examples: tuple[Path, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -123,6 +125,7 @@ def retry_command(folder: Path, destination: Destination) -> str:
     command += [] if destination.private else ["--hub_private_repo", "false"]
     command += [] if destination.share_splits else ["--share_splits", "false"]
     command += ["--license", destination.licence] if destination.licence else []
+    command += ["--examples", *map(str, destination.examples)] if destination.examples else []
     return shlex.join(command)
 
 
@@ -170,6 +173,8 @@ def write_export(folder: Path, export: Path, destination: Destination, base_lice
         config |= {"base_model_name_or_path": results["base_model"]["name"]}
         config |= {"revision": results["base_model"]["revision"]}
         adapter_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for path in destination.examples:
+        write_example(path, export / "examples" / f"{path.stem}.jpg")
     if destination.share_splits:
         shutil.copyfile(folder / "splits.csv", export / "splits.csv")
     (export / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -186,6 +191,22 @@ def write_export(folder: Path, export: Path, destination: Destination, base_lice
         adapter_fits_base=_adapter_fits_base(export / "adapter", results["base_model"]),
     )
     (export / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def write_example(photo: Path, target: Path) -> None:
+    """Write a photo that visitors may try: upright, small, and without what its file says of place and time.
+
+    Raises `DataError` for what is no photo.
+    """
+    try:
+        picture = decode_photo(photo)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the example '{photo}' cannot be read: {in_one_line(error)}; name another photo") from error
+    bare = Image.new("RGB", picture.size)
+    bare.paste(picture)
+    bare.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+    target.parent.mkdir(exist_ok=True)
+    bare.save(target, "JPEG", quality=90)
 
 
 def _adapter_fits_base(adapter: Path, base: dict[str, Any] | None) -> bool:

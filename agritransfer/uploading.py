@@ -38,7 +38,7 @@ def preflight(name: str, private: bool, folder: Path, kind: str = "model") -> st
     Raises `UsageError`, with the remedy, where it may not. The token itself is never told.
     """
     api = huggingface_hub.HfApi()
-    with patient_client(), _refusals(name):
+    with patient_client(), _refusals(name, kind):
         me = api.whoami()
         repo_id = name if "/" in name else f"{me['name']}/{name}"
         namespace = repo_id.split("/")[0]
@@ -48,7 +48,8 @@ def preflight(name: str, private: bool, folder: Path, kind: str = "model") -> st
         if namespace not in allowed:
             raise UsageError(f"the token may not write to '{namespace}'; it may to {', '.join(allowed)}")
         huggingface_hub.utils.validate_repo_id(repo_id)
-        api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+        sdk = "gradio" if kind == "space" else None
+        api.create_repo(repo_id, repo_type=kind, private=private, space_sdk=sdk, exist_ok=True)
     free = shutil.disk_usage(_nearest(folder)).free
     if free < 10**9:
         raise UsageError(f"only {free / 1e6:.0f} MB are free at {folder}; a publish is checked there, free 1 GB")
@@ -60,16 +61,22 @@ def _nearest(folder: Path) -> Path:
 
 
 @contextmanager
-def _refusals(name: str) -> Iterator[None]:
+def _refusals(name: str, kind: str) -> Iterator[None]:
     """Turn the Hub's refusals into one line with the remedy."""
     try:
         yield
     except LocalTokenNotFoundError as error:
         raise UsageError("there is no token for the Hub; run `hf auth login`, or set HF_TOKEN") from error
     except HfHubHTTPError as error:
+        paid = f"the Hub wants a paid account for '{name}'"
+        if kind == "space":
+            paid = (
+                "the Hub runs a Gradio Space for PRO accounts only (huggingface.co/pro); leave --space out, and serve "
+            )
+            paid += "the model yourself: python space/app.py --model RUN"
         reasons = {
             401: "the Hub does not know this token; run `hf auth login` again, or set HF_TOKEN anew",
-            402: f"the Hub wants a paid account for '{name}'",
+            402: paid,
             403: f"the token may not write to '{name}'; give it the right to, at huggingface.co/settings/tokens",
         }
         told = reasons.get(error.response.status_code)

@@ -57,7 +57,7 @@ class Guard:
                 return JSONResponse({"detail": TOO_LARGE}, 413), receive
             if message["type"] == "http.disconnect" or not message.get("more_body"):
                 break
-        if _names_an_address(body):
+        if names_an_address(body):
             return JSONResponse({"detail": NO_ADDRESS}, 400), receive
         return None, _replay(body, receive)
 
@@ -71,7 +71,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return read
 
 
-def _names_an_address(body: bytes) -> bool:
+def names_an_address(body: bytes) -> bool:
+    """Whether any `path` in this JSON is an address, which Gradio would fetch."""
     try:
         content = json.loads(body)
     # No JSON: the app says so itself. A body of brackets alone is nested deeper than Python reads.

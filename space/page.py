@@ -58,9 +58,9 @@ def _words(name: str) -> str:
     return re.sub(r"[_/\s]+", " ", name).strip()
 
 
-def percent(share: float) -> str:
+def percent(share: float, digits: int = 0) -> str:
     """A share as people read it."""
-    return f"{share:.0%}".replace("%", " %")
+    return f"{100 * share:.{digits}f} %"
 
 
 def sentence(answer: Answer, code: str) -> str:
@@ -268,7 +268,7 @@ def _interval(scored: dict[str, Any], name: str) -> str:
 
 def _answered(scored: dict[str, Any]) -> list[str]:
     answered = scored["answered"]
-    return [percent(answered["coverage"]), "" if answered["error"] is None else f"{answered['error']:.1%}"]
+    return [percent(answered["coverage"]), "" if answered["error"] is None else percent(answered["error"], 1)]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -76,23 +76,25 @@ def read_photo(source: Path | bytes, least_side: int | None = None) -> Photo:
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
+    """The image in one of the modes L, RGB and RGBA, whose pixels can be averaged."""
     if image.mode.startswith("I;16"):
         # Pillow would clip 16 bits to 8, which turns most of a photo white.
         return image.convert("I;16").point(lambda value: value / 257 + 0.5).convert("L")
     if image.mode in ("I", "F"):
         raise PhotoError("error_no_photo")
-    return image
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
 def _averaged(image: Image.Image, least_side: int | None) -> Image.Image:
     """What JPEG does while it is decoded, for the formats that cannot, so that copies of a large photo stay small."""
     factor = min(image.size) // least_side if least_side else 1
-    return image.reduce(factor) if factor > 1 and image.mode in ("L", "RGB", "RGBA") else image
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
+    if image.mode == "RGBA":
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 

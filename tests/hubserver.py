@@ -209,6 +209,10 @@ class Repository:
     large_from: int
     private: bool = False
     sdk: str = ""
+    # Of a Space: what its program is told, and the stages that it goes through, one each time it is asked.
+    variables: dict[str, str] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=list)
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -270,6 +274,7 @@ class Repository:
     def runtime(self) -> dict:
         """Describe what a Space runs: something as soon as it has a program."""
         stage = "RUNNING" if {"app.py", "Dockerfile", "index.html"} & self.files.keys() else "NO_APP_FILE"
+        stage = self.stages[0] if self.stages else stage
         return {"stage": stage, "hardware": {"current": "cpu-basic", "requested": "cpu-basic"}, "gcTimeout": 172800}
 
 
@@ -769,7 +774,20 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def runtime(self, name: str) -> Answer:
         """Tell whether a Space runs."""
-        return as_json(self.repository("spaces", name).runtime())
+        repository = self.repository("spaces", name)
+        told = repository.runtime()
+        del repository.stages[:1]
+        return as_json(told)
+
+    def settings(self, name: str, what: str) -> Answer:
+        """Tell or set a Space's variables, or its secrets, whose values nobody is told."""
+        repository = self.repository("spaces", name, write=True)
+        of = {"variables": repository.variables, "secrets": repository.secrets}[what]
+        if self.command == "POST":
+            asked = self.json()
+            of[asked["key"]] = asked["value"]
+        hidden = what == "secrets"
+        return as_json({key: {"key": key} if hidden else {"key": key, "value": of[key]} for key in of})
 
 
 KIND = "(?P<kind>models|datasets|spaces)"
@@ -797,6 +815,8 @@ ROUTES = [
     ("POST", f"/api/{KIND}/{NAME}/commit/{REVISION}", HubHandler.commit),
     ("GET", f"/api/{KIND}/{NAME}/xet-(?P<access>read|write)-token/{REVISION}", HubHandler.xet_token),
     ("GET", f"/api/spaces/{NAME}/runtime", HubHandler.runtime),
+    ("GET", f"/api/spaces/{NAME}/(?P<what>variables|secrets)", HubHandler.settings),
+    ("POST", f"/api/spaces/{NAME}/(?P<what>variables|secrets)", HubHandler.settings),
     ("GET", f"/{WEB}{NAME}/resolve/{REVISION}/(?P<path>.+)", HubHandler.resolve),
     ("POST", f"/{WEB}{NAME}\\.git/info/lfs/objects/batch", HubHandler.lfs_batch),
     ("POST", f"/{WEB}{NAME}\\.git/info/lfs/objects/verify", HubHandler.lfs_verify),

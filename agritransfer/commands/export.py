@@ -40,10 +40,9 @@ def _table(folder: Path, exported: dict) -> str:
     if not test["passed"]:
         lines.append("that is no more than chance: do not show this evidence as a reason for the answer")
     reduced = exported["reduced_decoding"]
-    lines.append(
-        f"photos of a phone's size, decoded at a part of it: {reduced['agreement']:.1%} of {reduced['photos']} answered "
-        f"alike; {'so may be served' if reduced['passed'] else 'served in full only'}"
-    )
+    alike = f"{reduced['agreement']:.1%} of {reduced['photos']} photos of a phone's size answered alike"
+    served = "the Space may do so" if reduced["passed"] else "the Space decodes them whole"
+    lines.append(f"decoded at a part of their size, {alike}: {served}")
     lines.append(f"checked on {exported['photos']} validation photos; {exported['seconds']:.0f} s")
     lines.append(f"written to {folder / 'onnx'}")
     return "\n".join(lines)
