@@ -1,14 +1,17 @@
-# make demo | test | lint : each makes .venv when it is missing. Needs Python 3.11 or newer.
+# make demo | test | lint | space : each makes .venv when it is missing. Needs Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test lint
+.PHONY: demo test lint space
 
 demo: $(VENV)/runtime
 	$(VENV)/bin/python sample/demo.py
 
 test: lint
 	$(VENV)/bin/python -m pytest
+
+space: $(VENV)/space
+	$(VENV)/bin/python space/app.py
 
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .
@@ -23,6 +26,10 @@ $(VENV)/runtime: requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/development: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+$(VENV)/space: space/requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r space/requirements.txt
+	touch $@
+
+$(VENV)/development: requirements-dev.txt requirements.txt space/requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
 	touch $@

@@ -56,7 +56,7 @@ def main() -> None:
         feedback = Feedback(repo_id, name, revision, classifier.labels)
     print(f"{name}: {len(classifier.labels)} labels, {classifier.name}")
     page = build(Service(classifier, name, revision, feedback), classifier.examples)
-    page.launch(server_port=options.port, **launch_options())
+    page.launch(server_port=options.port, allowed_paths=classifier.examples, **launch_options())
 
 
 def find_model(folder: Path | None) -> tuple[Path, str, str | None]:
@@ -114,7 +114,9 @@ def build(service: Service, examples: list[str]) -> gr.Blocks:
                 result = gr.HTML(elem_id="result", min_height=360)
                 correction = _correction(blocks, service, photo, text) if service.feedback is not None else {}
         with gr.Tab(text("tab_many")) as many_tab:
-            photos = gr.File(label=text("photos"), file_count="multiple", file_types=["image"], elem_id="photos")
+            photos = gr.File(
+                label=text("photos"), file_count="multiple", file_types=["image"], height=220, elem_id="photos"
+            )
             start = gr.Button(text("diagnose_all"), variant="primary", size="lg")
             table = gr.HTML(elem_id="table", min_height=120)
         with gr.Tab(text("tab_about")) as about_tab:

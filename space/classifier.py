@@ -7,6 +7,7 @@ and what the photos that it knows look like. The rules are the run's own: its te
 import json
 import os
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,8 @@ def fastest_session(folder: Path) -> tuple[str, InferenceSession]:
 
 def _session(path: Path) -> InferenceSession:
     options = SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # A container may have fewer cores than its machine, which only Linux tells.
+    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     options.inter_op_num_threads = 1
     # Threads that wait by spinning take the cores from decoding.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

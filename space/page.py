@@ -70,8 +70,10 @@ def sentence(answer: Answer, code: str) -> str:
     chances = [percent(chance) for chance in (answer.probabilities * 2)[:2]]
     if answer.verdict == "answer":
         return f"{texts['answer']} {first} ({chances[0]})."
-    key = "unknown" if answer.verdict == "unknown" else "not_sure"
-    return texts[key].format(first=first, second=second, first_chance=chances[0], second_chance=chances[1])
+    if answer.verdict == "unknown":
+        return texts["unknown"].format(first=first)
+    doubt = texts["not_sure"].format(first=first, second=second, first_chance=chances[0], second_chance=chances[1])
+    return f"{texts['not_sure_title']}. {doubt}"
 
 
 def advice_sentences(answer: Answer, photo: Photo, code: str) -> list[str]:
@@ -120,8 +122,10 @@ def problem_html(error: PhotoError, code: str) -> str:
 def _headline(answer: Answer, code: str) -> str:
     texts = TRANSLATIONS[code]
     if answer.verdict != "answer":
-        key = "unknown" if answer.verdict == "unknown" else "not_sure"
-        return f"<h2>{escape(texts[f'{key}_title'])}</h2><p>{escape(sentence(answer, code))}</p>"
+        title = texts["unknown_title" if answer.verdict == "unknown" else "not_sure_title"]
+        words = escape(sentence(answer, code).removeprefix(f"{title}. "))
+        # A number stays with its sign.
+        return f"<h2>{escape(title)}</h2><p>{words.replace(' %', '&nbsp;%')}</p>"
     crop, condition = crop_and_condition(answer.labels[0])
     named = f'<span class="crop">{escape(crop)}</span>' if crop else ""
     return (
@@ -203,9 +207,11 @@ def table_html(rows: list[dict[str, Any]], code: str) -> str:
         kind = row["verdict"].replace(" ", "-")
         picture = f'<img src="{row["thumbnail"]}" alt="">' if row["thumbnail"] else ""
         word = f'<span class="word {kind}">{escape(texts["word_" + kind.replace("-", "_")])}</span>'
-        chance = "" if row["chance"] is None else percent(row["chance"])
+        # The nearest label of what the model does not know is no answer; the file for downloading has it.
+        known = row["verdict"] in ("answer", "not sure")
+        label, chance = (label_text(row["first"]), percent(row["chance"])) if known else ("", "")
         name = f"{picture}<span>{escape(row['file'])}</span>"
-        cells.append([name, word, escape(label_text(row["first"])), chance, escape(row["note"])])
+        cells.append([name, word, escape(label), chance, escape(row["note"])])
     link = f'<a class="download" download="diagnoses.csv" href="{_csv_url(rows)}">{escape(texts["csv"])}</a>'
     summary = escape(texts["summary"].format(count=len(rows), **counts))
     table = _markup_table([texts[name] for name in ("file", "verdict", "first", "chance", "note")], cells)

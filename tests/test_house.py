@@ -19,6 +19,7 @@ from agritransfer.arguments import (
 from agritransfer.arguments import _build_parser as build_parser
 
 MODULES = sorted(path.stem for path in (ROOT / "agritransfer").glob("*.py") if not path.stem.startswith("__"))
+FILES = [*(ROOT / "agritransfer").glob("[!_]*.py"), *(ROOT / "space").glob("*.py")]
 SCRIPTS = ["train_finetune.py", "train_lora.py", "train_scratch.py"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -47,8 +48,8 @@ def test_a_file_imports_only_files_above_it_in_the_map():
 
 def test_no_class_of_ours_inherits_from_one_of_ours_and_nothing_is_probed():
     ours, bases = set(), set()
-    for name in MODULES:
-        for node in ast.walk(ast.parse((ROOT / f"agritransfer/{name}.py").read_text())):
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
                 ours.add(node.name)
                 bases |= {base.id for base in node.bases if isinstance(base, ast.Name)}
@@ -92,6 +93,7 @@ def test_the_flags_that_the_readme_names_exist():
     known = set(build_parser((*classes, TrainingArguments), "")._option_string_actions)
     commands = build_command_parser()._subparsers._group_actions[0].choices
     known |= {flag for command in commands.values() for flag in command._option_string_actions}
+    known |= set(re.findall(r'add_argument\("(--\w+)"', (ROOT / "space/app.py").read_text()))
     others = {"--config_file", "--multi_gpu", "--num_processes", "--help_all", "--index-url"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
     assert len(named) >= 15
@@ -99,7 +101,7 @@ def test_the_flags_that_the_readme_names_exist():
 
 
 def test_no_file_of_the_project_names_a_token_or_a_path_of_this_machine():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("agritransfer/*.py"), ROOT / "README.md"]:
+    for path in [*ROOT.glob("*.py"), *FILES, *ROOT.glob("space/**/*.md"), ROOT / "README.md"]:
         assert not re.search(r"hf_[A-Za-z0-9]{20}|/root/|/home/", path.read_text(encoding="utf-8"))
 
 
