@@ -19,6 +19,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
 
 import gradio as gr
+import httpx2
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError
 from starlette.middleware import Middleware
 
 from classifier import Classifier
@@ -46,14 +49,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of an exported run")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     options = parser.parse_args()
-    folder, name, revision = find_model(options.model)
     try:
+        folder, name, revision = find_model(options.model)
         classifier = Classifier(folder)
-    except (FileNotFoundError, ValueError) as error:
+        repo_id = os.environ.get("FEEDBACK_REPO")
+        feedback = Feedback(repo_id, name, revision, classifier.labels) if repo_id else None
+    except (HfHubHTTPError, httpx2.HTTPError) as error:
+        parser.error(f"{str(error).splitlines()[0]}; check MODEL_ID, MODEL_REVISION, FEEDBACK_REPO and HF_TOKEN")
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    feedback = None
-    if repo_id := os.environ.get("FEEDBACK_REPO"):
-        feedback = Feedback(repo_id, name, revision, classifier.labels)
     print(f"{name}: {len(classifier.labels)} labels, {classifier.name}")
     page = build(Service(classifier, name, revision, feedback), classifier.examples)
     page.launch(server_port=options.port, allowed_paths=classifier.examples, **launch_options())
@@ -66,8 +70,6 @@ def find_model(folder: Path | None) -> tuple[Path, str, str | None]:
     model_id = os.environ.get("MODEL_ID")
     if not model_id:
         return HERE / "model", "sample", None
-    import huggingface_hub
-
     revision = os.environ.get("MODEL_REVISION")
     served = huggingface_hub.snapshot_download(model_id, revision=revision, allow_patterns=list(WANTED))
     # The folder of a download is called after its commit.

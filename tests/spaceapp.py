@@ -19,13 +19,14 @@ PATIENCE = 90
 
 
 class SpaceApp:
-    """`python space/app.py` on a free port, from the folder `home`, with nothing of this machine's settings."""
+    """`python space/app.py` on a free port, started in the folder `home`; `before` is code that runs in it first."""
 
-    def __init__(self, home: Path, *flags: str | Path, **environment: str):
+    def __init__(self, home: Path, before: str = "pass", **environment: str):
+        program = f"import sys; sys.path.insert(0, {str(ROOT / 'space')!r}); import app; {before}; app.main()"
         self.log = home / "space.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error::UserWarning", ROOT / "space/app.py", *map(str, flags)],
+                [sys.executable, "-W", "error::UserWarning", "-c", program],
                 stdout=log,
                 stderr=log,
                 cwd=home,

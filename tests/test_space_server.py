@@ -6,6 +6,8 @@ import io
 import json
 import os
 import subprocess
+import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +24,6 @@ from spaceapp import SAMPLE, SpaceApp, data_url, encoded, file_of
 
 import app
 from agritransfer.sources import read_source
-from classifier import Classifier
-from service import Service
 
 EXAMPLES = sorted((SAMPLE / "examples").glob("*.jpg"))
 ANSWER, NOT_SURE, UNKNOWN = EXAMPLES[0], EXAMPLES[4], EXAMPLES[5]
@@ -179,15 +179,20 @@ def test_feedback_is_off_by_default(space):
     assert "correction" not in {part["props"].get("elem_id") for part in config["components"]}
 
 
-def test_nothing_of_a_visitors_is_kept(space):
-    """No history in the browser, and an upload goes after a while; the server asks its clock, not the visitor."""
-    config = space.client.get("/config").json()
-    assert config["run_history"] is False
+def test_nothing_of_a_visitors_is_kept(space, tmp_path):
+    """No history in the browser, and an upload is deleted by its age."""
+    assert space.client.get("/config").json()["run_history"] is False
     assert app.KEPT_FOR + app.LOOK_EVERY <= 20 * 60
-    assert app.build(Service(Classifier(SAMPLE), "sample", None, None), []).delete_cache == (
-        app.LOOK_EVERY,
-        app.KEPT_FOR,
-    )
+    impatient = SpaceApp(tmp_path, before="app.LOOK_EVERY = app.KEPT_FOR = 1")
+    try:
+        stored = Path(impatient.upload(GOOD)["path"])
+        assert stored.is_relative_to(tmp_path / "uploads") and stored.read_bytes() == GOOD
+        end = time.monotonic() + 20
+        while stored.exists() and time.monotonic() < end:
+            time.sleep(0.2)
+        assert not stored.exists()
+    finally:
+        impatient.close()
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +288,12 @@ def test_a_label_that_is_none_is_refused_and_a_hub_that_is_away_is_told(with_fee
     after = hub.repositories["datasets", "user/corrections"].files.keys() - set(before)
     assert sorted(Path(name).parent.as_posix() for name in after if name.endswith(".jpg")) == ["healthy", "mosaic"]
     assert "hf_test_write" not in with_feedback.log.read_text()
+
+
+def test_a_model_or_a_data_set_that_the_hub_refuses_is_told_in_one_line(hub, tmp_path):
+    environment = os.environ | hub_environment(hub.url, tmp_path)
+    for names in ({"MODEL_ID": "user/none"}, {"FEEDBACK_REPO": "other/corrections"}):
+        app = [sys.executable, ROOT / "space/app.py"]
+        said = subprocess.run(app, env=environment | names, capture_output=True, text=True, timeout=60)
+        assert said.returncode == 2 and "check MODEL_ID" in said.stderr.splitlines()[-1], said.stderr
+        assert "Traceback" not in said.stderr
