@@ -22,6 +22,7 @@ def main(data_args, model_args, lora_args, training_args):
     from agritransfer.models import hub_commit, load_pretrained, load_processor
     from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
     from agritransfer.publishing import UploadCheckpoints, destination_of, publish_run
+    from agritransfer.resuming import checkpoint_to_resume, run_settings
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
     from agritransfer.strategies import add_lora, trainable_line
     from agritransfer.training import ImageTrainer, class_weights, prepare_process, say
@@ -59,10 +60,12 @@ def main(data_args, model_args, lora_args, training_args):
         )
         say(trainable_line(model))
 
-        # Training
+        # Training, from the last complete checkpoint where there is one
+        settings = run_settings(splits, base_model, data_args, model_args, lora_args, training_args)
         trainer = ImageTrainer(
             model=model,
             args=training_args,
+            settings=settings,
             processor=processor,
             train_dataset=splits.dataset("train", training_processor(processor, data_args.augmentation)),
             eval_dataset=splits.dataset("validation", processor),
@@ -73,7 +76,7 @@ def main(data_args, model_args, lora_args, training_args):
         )
         if destination is not None:
             trainer.add_callback(UploadCheckpoints(destination, processor))
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, settings))
 
         # Run folder: the best weights, proven on disk, then scored from there
         save_model(trainer, processor, splits, base_model)

@@ -20,6 +20,7 @@ def main(data_args, scratch_args, training_args):
     from agritransfer.models import build_from_scratch
     from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
     from agritransfer.publishing import UploadCheckpoints, destination_of, publish_run
+    from agritransfer.resuming import checkpoint_to_resume, run_settings
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
     from agritransfer.strategies import trainable_line
     from agritransfer.training import ImageTrainer, class_weights, prepare_process, say
@@ -48,10 +49,12 @@ def main(data_args, scratch_args, training_args):
         # Strategy: every weight moves
         say(trainable_line(model))
 
-        # Training
+        # Training, from the last complete checkpoint where there is one
+        settings = run_settings(splits, base_model, data_args, scratch_args, training_args)
         trainer = ImageTrainer(
             model=model,
             args=training_args,
+            settings=settings,
             processor=processor,
             train_dataset=splits.dataset("train", training_processor(processor, data_args.augmentation)),
             eval_dataset=splits.dataset("validation", processor),
@@ -62,7 +65,7 @@ def main(data_args, scratch_args, training_args):
         )
         if destination is not None:
             trainer.add_callback(UploadCheckpoints(destination, processor))
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, settings))
 
         # Run folder: the best weights, proven on disk, then scored from there
         save_model(trainer, processor, splits, base_model)

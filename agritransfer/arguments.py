@@ -194,6 +194,10 @@ OLD_FLAGS = {
     "save_safetensors": "nothing: safetensors is the only format",
     "group_by_length": "nothing: photos have one length",
     "remove_unused_columns": "nothing: photos need their columns, it is always off",
+    "resume_from_checkpoint": "nothing: the same command goes on from the newest complete checkpoint",
+    "save_only_model": "nothing: the run folder holds the model alone, a checkpoint is there to go on from",
+    "ignore_data_skip": "nothing: a run that goes on sees each photo as often as one that was not cut off",
+    "enable_jit_checkpoint": "nothing: SIGTERM and SIGUSR1 always leave a checkpoint",
     "hub_token": "the environment variable HF_TOKEN (a flag would be written into the checkpoints)",
 }
 
@@ -229,6 +233,8 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
     parsed[-1].remove_unused_columns = False
     # The signature of a PEFT model hides the labels from Trainer.
     parsed[-1].label_names = ["labels"]
+    # Early stopping counts on after a restart.
+    parsed[-1].restore_callback_states_from_checkpoint = True
     # Trainer reports the loss as 0 after a NaN unless told not to.
     parsed[-1].logging_nan_inf_filter = False
     return parsed

@@ -31,13 +31,14 @@ from transformers import (
 
 from agritransfer.calibration import calibrated_probabilities, confidence_bins
 from agritransfer.data import SPLITS, Splits, write_splits_file
-from agritransfer.errors import DataError, DivergedError, PublishError, UsageError
+from agritransfer.errors import DataError, DivergedError, Preempted, PublishError, StorageError, UsageError
 from agritransfer.evaluation import predict, write_predictions
 from agritransfer.figures import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
 from agritransfer.models import load_classifier, load_pretrained
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
 from agritransfer.results import KNOWN_FILE, read_results, results_table, score_splits
 from agritransfer.sources import Photo
+from agritransfer.stopping import preemptible
 from agritransfer.strategies import merge_lora
 from agritransfer.training import ImageTrainer, say
 
@@ -55,23 +56,31 @@ def run_folder(args: TrainingArguments, restart: bool) -> Iterator[Path]:
     """
     folder = Path(args.output_dir)
     try:
-        _check_unused(folder, restart, args.resume_from_checkpoint)
+        _check_unused(folder, restart, args.push_to_hub)
     except UsageError as error:
         sys.exit(_say(error))
     PartialState().wait_for_everyone()
     if args.should_save:
         if restart and folder.exists():
-            folder.rename(_free_name(folder))
+            print(f"the earlier run is put aside as {folder.rename(_free_name(folder))}")
         folder.mkdir(parents=True, exist_ok=True)
         _write_status(folder, "running", None)
     state, exit_code = "failed", 1
     try:
-        yield folder
+        with preemptible():
+            yield folder
         state, exit_code = "done", 0
+    except Preempted as error:
+        state, exit_code = "preempted", error.exit_code
+        sys.exit(_say(error, "preempted: ", "; run the same command again to go on"))
+    except KeyboardInterrupt:
+        # What a shell says of a process that Ctrl-C ended.
+        state, exit_code = "interrupted", 130
+        sys.exit(exit_code)
     except PublishError as error:
         state, exit_code = "not published", error.exit_code
         sys.exit(_say(error))
-    except (UsageError, DataError, DivergedError) as error:
+    except (UsageError, DataError, DivergedError, StorageError) as error:
         exit_code = error.exit_code
         sys.exit(_say(error))
     finally:
@@ -79,30 +88,22 @@ def run_folder(args: TrainingArguments, restart: bool) -> Iterator[Path]:
             _write_status(folder, state, exit_code)
 
 
-def _check_unused(folder: Path, restart: bool, resume_from_checkpoint: str | None) -> None:
-    if restart:
+def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
+    if restart or not (folder / "results.json").exists():
         return
-    if (folder / "results.json").exists():
-        results = read_results(folder)
-        if results["command"] == command_line():
-            say(f"{folder} is finished; its results:\n{results_table(results)}")
-            if json.loads((folder / "status.json").read_text())["exit_code"] == PublishError.exit_code:
-                again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
-                sys.exit(_say(PublishError(f"it is not published yet; {again}")))
-            sys.exit(0)
+    results = read_results(folder)
+    if results["command"] != command_line():
         raise UsageError(f"{folder} holds another finished run; choose a new --output_dir or add --restart")
-    if resume_from_checkpoint is not None and not Path(resume_from_checkpoint).is_dir():
-        raise UsageError(f"no checkpoint at '{resume_from_checkpoint}'; {folder}/checkpoints holds those of this run")
-    checkpoints = sorted(folder.glob("checkpoints/checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    if checkpoints and resume_from_checkpoint is None:
-        raise UsageError(
-            f"{folder} holds an unfinished run; add --resume_from_checkpoint {checkpoints[-1]} or --restart"
-        )
+    say(f"{folder} is finished; its results:\n{results_table(results)}")
+    if push_to_hub and not (folder / "published.json").exists():
+        again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
+        sys.exit(_say(PublishError(f"it is not published yet; {again}")))
+    sys.exit(0)
 
 
-def _say(error: UsageError | DataError | DivergedError | PublishError) -> int:
+def _say(error: Exception | Preempted, before: str = "error: ", after: str = "") -> int:
     if PartialState().is_main_process:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {before}{error}{after}", file=sys.stderr)
     return error.exit_code
 
 
