@@ -48,6 +48,10 @@ def main(data_args, model_args, finetune_args, training_args):
         model = load_pretrained(name, revision, splits.labels, image_size)
         base_model = {"name": name, "revision": hub_commit(name, revision)}
 
+        if data_args.download_only:
+            say("downloaded; now HF_HUB_OFFLINE=1 and the same command without --download_only")
+            return
+
         # Strategy: which weights move, and how fast
         train_layers(model, finetune_args.train_layers)
         parameter_groups = layerwise_parameter_groups(

@@ -48,6 +48,10 @@ def main(data_args, model_args, lora_args, training_args):
         model = load_pretrained(name, revision, splits.labels, image_size)
         base_model = {"name": name, "revision": hub_commit(name, revision)}
 
+        if data_args.download_only:
+            say("downloaded; now HF_HUB_OFFLINE=1 and the same command without --download_only")
+            return
+
         # Strategy: which weights move, and how fast
         model = add_lora(
             model,

@@ -46,6 +46,10 @@ def main(data_args, scratch_args, training_args):
         )
         image_size = processor_image_size(processor)
 
+        if data_args.download_only:
+            say("downloaded; now HF_HUB_OFFLINE=1 and the same command without --download_only")
+            return
+
         # Strategy: every weight moves
         say(trainable_line(model))
 

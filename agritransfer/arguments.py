@@ -72,6 +72,9 @@ class DataArguments:
     share_splits: bool = _flag(True, "Publish splits.csv too: the names of the files, never the photos.")
     license: str | None = _flag(None, "Licence of the published weights, such as apache-2.0; without it the card asks.")
     recipe: str | None = _flag(None, "A YAML file of flags, such as recipes/sample_lora.yaml; later flags win.")
+    download_only: bool = _flag(
+        False, "Fetch photos and model, look at every photo and end; then HF_HUB_OFFLINE=1 trains without a network."
+    )
     restart: bool = _flag(False, "Put an earlier run in --output_dir aside and begin again.")
 
     def split_options(self) -> dict[str, Any]:

@@ -32,9 +32,18 @@ def preemptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for worker in multiprocessing.active_children():
-            # They ignore gentler signals, see `ignore_signals`.
-            worker.kill()
+        _end_workers()
+
+
+def _end_workers() -> None:
+    workers = multiprocessing.active_children()
+    if workers and sys.platform != "win32":
+        # torch takes a worker's end for an accident, and would raise wherever the code then stands.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        # They ignore gentler signals, see `ignore_signals`.
+        worker.kill()
+        worker.join()
 
 
 def _preempt(number: int, _frame: Any) -> None:
