@@ -21,7 +21,7 @@ def main(data_args, model_args, finetune_args, training_args):
     from agritransfer.evaluation import compute_metrics
     from agritransfer.models import hub_commit, load_pretrained, load_processor
     from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
-    from agritransfer.publishing import UploadCheckpoints, destination_of, publish_run
+    from agritransfer.publishing import UploadCheckpoints, destination_of, fetch_checkpoint, publish_run
     from agritransfer.resuming import checkpoint_to_resume, run_settings
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
     from agritransfer.strategies import layerwise_parameter_groups, train_layers, trainable_line
@@ -80,6 +80,7 @@ def main(data_args, model_args, finetune_args, training_args):
         )
         if destination is not None:
             trainer.add_callback(UploadCheckpoints(destination, processor))
+            fetch_checkpoint(folder, destination, data_args.restart)
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, settings))
 
         # Run folder: the best weights, proven on disk, then scored from there
