@@ -116,7 +116,7 @@ def test_a_run_that_is_killed_between_any_two_operations_on_its_files_ends_bit_i
 ):
     draw, run, killed = random.Random(f"{SEED} {model}"), tmp_path / "run", 0
     while killed < 10:
-        session = start(commands[model], run, 0, KillInSave(draw.randrange(1, 90)))
+        session = start(commands[model], run, 0, KillInSave(draw.randrange(1, 35)))
         if session.code == 0:
             # Over before its turn: the next kills hit another run.
             assert digest(run) == whole[model]
