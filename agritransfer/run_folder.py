@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from accelerate import PartialState
 from peft import PeftModel
@@ -34,6 +33,7 @@ from agritransfer.data import SPLITS, Splits, write_splits_file
 from agritransfer.errors import DataError, DivergedError, Preempted, PublishError, StorageError, UsageError
 from agritransfer.evaluation import predict, write_predictions
 from agritransfer.figures import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
+from agritransfer.memory import PeakMemory
 from agritransfer.models import load_classifier, load_pretrained
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
 from agritransfer.results import KNOWN_FILE, read_results, results_table, score_splits
@@ -185,6 +185,7 @@ def write_results(
     splits: Splits,
     shift: Splits | None,
     outputs: dict[str, tuple[np.ndarray, np.ndarray]],
+    memory: PeakMemory,
     *,
     strategy: str,
     base_model: dict | None,
@@ -193,6 +194,7 @@ def write_results(
     """Write `results.json`, `splits.csv`, `predictions.csv`, what the model knows and the figures; print the table."""
     if not trainer.args.should_save:
         return
+    say(memory.line("scoring"))
     sources = {split: shift if split == "shift" else splits for split in outputs}
     scores, calibration, known = score_splits(outputs, sources, target_error)
     if shift:
@@ -206,7 +208,7 @@ def write_results(
         "test": scores["test"],
         "shift": scores.get("shift"),
         "calibration": calibration,
-        "training": _training_facts(trainer, load_classifier(folder)[0].num_parameters()),
+        "training": _training_facts(trainer, load_classifier(folder)[0].num_parameters(), memory),
         "environment": {
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
@@ -252,7 +254,7 @@ def _data_facts(splits: Splits) -> dict[str, Any]:
     }
 
 
-def _training_facts(trainer: ImageTrainer, total_parameters: int) -> dict[str, Any]:
+def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMemory) -> dict[str, Any]:
     state = trainer.state
     speed = next(entry for entry in reversed(state.log_history) if "train_runtime" in entry)
     on_gpu = trainer.args.device.type == "cuda"
@@ -262,21 +264,12 @@ def _training_facts(trainer: ImageTrainer, total_parameters: int) -> dict[str, A
         "best_step": state.best_global_step or state.global_step,
         "seconds": round(speed["train_runtime"], 1),
         "images_per_second": round(speed["train_samples_per_second"], 2),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else _peak_resident_bytes(),
+        "peak_memory_bytes": memory.highest(on_gpu),
         "trainable_parameters": trainer.trainable_parameters,
         "total_parameters": total_parameters,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "num_processes": trainer.args.world_size,
     }
-
-
-def _peak_resident_bytes() -> int:
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _commit() -> str | None:
