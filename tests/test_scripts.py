@@ -254,28 +254,3 @@ def test_help_answers_fast_with_an_example_and_without_torch(script):
     assert f"python {script} --dataset_name sample/leaves" in done.stdout
     assert "--shift_dataset_name" in done.stdout and "--adam_beta1" not in done.stdout
     assert "| torch\n" not in done.stderr and "transformers.trainer" not in done.stderr
-
-
-@pytest.mark.slow
-def test_two_processes_give_one_set_of_files_and_the_metrics_of_one(photos, field_photos, tiny_vit, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    flags = ["--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "3", "--use_cpu"]
-    # Without augmentation: two processes draw other crops than one.
-    flags += ["--shift_dataset_name", field_photos, "--augmentation", "none"]
-    # accelerate 1.15 starts several CPU processes through this flag only: a MULTI_CPU configuration wants mpirun.
-    runs = {"one": [], "two": ["--multi_gpu", "--num_processes", "2"]}
-    for name, processes in runs.items():
-        command = [*launch, "--config_file", ROOT / "accelerate_config.yaml", *processes, ROOT / "train_finetune.py"]
-        command += [*flags, "--per_device_train_batch_size", "4" if processes else "8", "--output_dir", tmp_path / name]
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=clean_environment())
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("settings: ") == done.stdout.count("weakest on the test") == 1
-        assert files_of(tmp_path / name) == EVERY_RUN
-    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in runs)
-    assert (one["training"]["num_processes"], two["training"]["num_processes"]) == (1, 2)
-    for split in ("validation", "test", "shift"):
-        assert two[split]["n"] == one[split]["n"]
-        assert two[split]["accuracy"] == one[split]["accuracy"]
-        # Sums in another order: equal up to rounding.
-        assert two[split]["log_loss"] == pytest.approx(one[split]["log_loss"], rel=1e-4)
-    assert one["training"]["steps"] == two["training"]["steps"]
