@@ -49,7 +49,7 @@ def fault_of(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be trusted, to be read after its name; None where every file is as it was written."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "was not written to its end"
     for name, written in files.items():
         path = checkpoint / name

@@ -50,7 +50,7 @@ LOGIT_TOLERANCE = 1e-3
 
 @contextmanager
 def run_folder(args: TrainingArguments, restart: bool) -> Iterator[Path]:
-    """Claim `output_dir` for this run; keep `status.json`; turn what may go wrong into one line and an exit code.
+    """Claim `output_dir` for this run, and say in `status.json` and in the exit code how it ended.
 
     A finished run, started again by the same command, prints its results and ends with 0.
     """
@@ -65,10 +65,16 @@ def run_folder(args: TrainingArguments, restart: bool) -> Iterator[Path]:
             print(f"the earlier run is put aside as {folder.rename(_free_name(folder))}")
         folder.mkdir(parents=True, exist_ok=True)
         _write_status(folder, "running", None)
+    with preemptible(), _reported(folder, args.should_save):
+        yield folder
+
+
+@contextmanager
+def _reported(folder: Path, writes: bool) -> Iterator[None]:
+    """Turn how a run ended into `status.json`, one line and an exit code."""
     state, exit_code = "failed", 1
     try:
-        with preemptible():
-            yield folder
+        yield
         state, exit_code = "done", 0
     except Preempted as error:
         state, exit_code = "preempted", error.exit_code
@@ -84,7 +90,7 @@ def run_folder(args: TrainingArguments, restart: bool) -> Iterator[Path]:
         exit_code = error.exit_code
         sys.exit(_say(error))
     finally:
-        if args.should_save:
+        if writes:
             _write_status(folder, state, exit_code)
 
 

@@ -26,7 +26,9 @@ SIGNALS = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, sign
 @contextmanager
 def preemptible() -> Iterator[None]:
     """Within, a signal raises `Preempted` wherever the code stands; afterwards no loader worker is left."""
-    before = {number: signal.signal(number, _preempt) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
+    for number in SIGNALS:
+        signal.signal(number, _preempt)
     try:
         yield
     finally:

@@ -5,7 +5,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,21 +131,16 @@ class ImageTrainer(Trainer):
             # Saved at this very step; writing over it would leave none while it lasts.
             return
         _check_finite(self.model, self.state.global_step)
-        try:
+        with _whole_or_gone(checkpoint):
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            with _whole_or_gone(checkpoint):
                 # A pickle of the whole command line, which nothing here reads.
                 (checkpoint / "training_args.bin").unlink()
                 (checkpoint / SETTINGS).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
                 write_manifest(checkpoint)
-                rotate_checkpoints(str(parent), self.checkpoints_kept, self.state.best_model_checkpoint)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            raise StorageError(
-                f"{checkpoint} could not be written ({str(error).splitlines()[0]}) and is deleted; the earlier ones "
-                "are whole: make room and run the same command again"
-            ) from error
+            rotate_checkpoints(str(parent), self.checkpoints_kept, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -199,6 +195,18 @@ def class_weights(kind: Literal["none", "balanced"], labels: Sequence[int], num_
         return None
     counts = torch.bincount(torch.tensor(labels), minlength=num_labels)
     return len(labels) / (num_labels * counts.float())
+
+
+@contextmanager
+def _whole_or_gone(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise StorageError(
+            f"{checkpoint} could not be written ({str(error).splitlines()[0]}) and is deleted; the earlier ones are "
+            "whole: make room and run the same command again"
+        ) from error
 
 
 def _check_finite(model: nn.Module, step: int) -> None:
