@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -107,6 +108,35 @@ class KillOneWorker:
 
     def __call__(self) -> None:
         as_step_ends(self.step, lambda: os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL))
+
+
+class FullDisk:
+    """Lets no file of this process grow beyond so many bytes once a step has ended, as a full disk does."""
+
+    def __init__(self, step: int, most: int):
+        self.step, self.most = step, most
+
+    def __call__(self) -> None:
+        as_step_ends(self.step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (self.most, self.most)))
+
+
+class Poison:
+    """Makes a weight no number as a step ends, so that the loss of the next step is none."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def __call__(self) -> None:
+        from transformers import Trainer
+
+        stock = Trainer.training_step
+
+        def training_step(trainer, model, *args):
+            if trainer.state.global_step == self.step:
+                next(model.parameters()).data.fill_(float("nan"))
+            return stock(trainer, model, *args)
+
+        Trainer.training_step = training_step
 
 
 class SlowSave:

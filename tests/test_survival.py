@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from survival import KillInSave, KillOneWorker, Session, SignalAtStep, SlowSave, digest, status
+from survival import FullDisk, KillInSave, KillOneWorker, Poison, Session, SignalAtStep, SlowSave, digest, status
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 pytestmark = pytest.mark.slow
@@ -157,6 +157,28 @@ def test_a_loader_worker_that_is_killed_ends_the_run_and_the_same_command_goes_o
     assert status(tmp_path / "run") == {"state": "failed", "exit_code": 1}
     assert start(commands["vit"], tmp_path / "run", 2).code == 0
     assert digest(tmp_path / "run") == whole["vit"]
+
+
+def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_whole(commands, whole, tmp_path):
+    run = tmp_path / "run"
+    session = start(commands["vit"], run, 0, FullDisk(step=8, most=40_000))
+    assert session.code == 1 and "checkpoint-12 could not be written" in session.said, session.said
+    assert session.said.strip().endswith("make room and run the same command again")
+    assert [path.name for path in run.glob("checkpoints/*")] == ["checkpoint-6"]
+    assert start(commands["vit"], run, 0).code == 0
+    assert digest(run) == whole["vit"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_photos_of_its_batch(commands, whole, tmp_path):
+    run = tmp_path / "run"
+    session = start(commands["vit"], run, 2, Poison(step=8))
+    assert session.code == 5, session.said
+    named = session.said.split("became no number at step 9, on ")[1].split(";")[0].split(", ")
+    assert len(named) == 4 and all((commands["vit"][2] / name).is_file() for name in named)
+    assert status(run) == {"state": "failed", "exit_code": 5}
+    assert [path.name for path in run.glob("checkpoints/*")] == ["checkpoint-6"]
+    assert start(commands["vit"], run, 0).code == 0
+    assert digest(run) == whole["vit"]
 
 
 def test_ctrl_c_twice_ends_the_run_at_once_without_a_process_left(commands, tmp_path):
