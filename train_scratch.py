@@ -17,15 +17,18 @@ def main(data_args, scratch_args, training_args):
     # Imported here, so that --help answers before torch is loaded
     from agritransfer.data import counts_table, load_shift_photos, load_splits
     from agritransfer.evaluation import compute_metrics
+    from agritransfer.memory import PeakMemory
     from agritransfer.models import build_from_scratch
     from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
-    from agritransfer.publishing import UploadCheckpoints, destination_of, publish_run
+    from agritransfer.publishing import UploadCheckpoints, destination_of, fetch_checkpoint, publish_run
+    from agritransfer.resuming import checkpoint_to_resume, run_settings
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
     from agritransfer.strategies import trainable_line
     from agritransfer.training import ImageTrainer, class_weights, prepare_process, say
 
     prepare_process(training_args)
     with run_folder(training_args, data_args.restart) as folder:
+        memory = PeakMemory()
         say(settings_line(data_args, scratch_args, training_args))
 
         # Hub: asked before the first step, so that a wrong token costs seconds
@@ -36,7 +39,7 @@ def main(data_args, scratch_args, training_args):
         shift = None
         if data_args.shift_dataset_name is not None:
             splits, shift = load_shift_photos(data_args.shift_dataset_name, splits, **data_args.shift_options())
-        say(*map(counts_table, filter(None, [splits, shift])))
+        say(*map(counts_table, filter(None, [splits, shift])), memory.line("photos"))
 
         # Model
         base_model = None
@@ -45,13 +48,19 @@ def main(data_args, scratch_args, training_args):
         )
         image_size = processor_image_size(processor)
 
-        # Strategy: every weight moves
-        say(trainable_line(model))
+        if data_args.download_only:
+            say("downloaded; now HF_HUB_OFFLINE=1 and the same command without --download_only")
+            return
 
-        # Training
+        # Strategy: every weight moves
+        say(trainable_line(model), memory.line("model"))
+
+        # Training, from the last complete checkpoint where there is one
+        settings = run_settings(splits, base_model, data_args, scratch_args, training_args)
         trainer = ImageTrainer(
             model=model,
             args=training_args,
+            settings=settings,
             processor=processor,
             train_dataset=splits.dataset("train", training_processor(processor, data_args.augmentation)),
             eval_dataset=splits.dataset("validation", processor),
@@ -62,7 +71,9 @@ def main(data_args, scratch_args, training_args):
         )
         if destination is not None:
             trainer.add_callback(UploadCheckpoints(destination, processor))
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+            fetch_checkpoint(folder, destination, data_args.restart)
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, settings))
+        say(memory.line("training"))
 
         # Run folder: the best weights, proven on disk, then scored from there
         save_model(trainer, processor, splits, base_model)
@@ -73,6 +84,7 @@ def main(data_args, scratch_args, training_args):
             splits,
             shift,
             outputs,
+            memory,
             strategy=scratch_args.strategy,
             base_model=base_model,
             target_error=data_args.target_error,

@@ -72,6 +72,9 @@ class DataArguments:
     share_splits: bool = _flag(True, "Publish splits.csv too: the names of the files, never the photos.")
     license: str | None = _flag(None, "Licence of the published weights, such as apache-2.0; without it the card asks.")
     recipe: str | None = _flag(None, "A YAML file of flags, such as recipes/sample_lora.yaml; later flags win.")
+    download_only: bool = _flag(
+        False, "Fetch photos and model, look at every photo and end; then HF_HUB_OFFLINE=1 trains without a network."
+    )
     restart: bool = _flag(False, "Put an earlier run in --output_dir aside and begin again.")
 
     def split_options(self) -> dict[str, Any]:
@@ -194,6 +197,10 @@ OLD_FLAGS = {
     "save_safetensors": "nothing: safetensors is the only format",
     "group_by_length": "nothing: photos have one length",
     "remove_unused_columns": "nothing: photos need their columns, it is always off",
+    "resume_from_checkpoint": "nothing: the same command goes on from the newest complete checkpoint",
+    "save_only_model": "nothing: the run folder holds the model alone, a checkpoint is there to go on from",
+    "ignore_data_skip": "nothing: a run that goes on sees each photo as often as one that was not cut off",
+    "enable_jit_checkpoint": "nothing: SIGTERM and SIGUSR1 always leave a checkpoint",
     "hub_token": "the environment variable HF_TOKEN (a flag would be written into the checkpoints)",
 }
 
@@ -229,6 +236,8 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
     parsed[-1].remove_unused_columns = False
     # The signature of a PEFT model hides the labels from Trainer.
     parsed[-1].label_names = ["labels"]
+    # Early stopping counts on after a restart.
+    parsed[-1].restore_callback_states_from_checkpoint = True
     # Trainer reports the loss as 0 after a NaN unless told not to.
     parsed[-1].logging_nan_inf_filter = False
     return parsed

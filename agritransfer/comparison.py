@@ -26,7 +26,7 @@ from agritransfer.results import class_drops, read_results
 
 STRATEGY_NAMES = {"scratch": "from scratch", "head": "feature extraction", "finetune": "fine-tuning", "lora": "LoRA"}
 # What may differ between two runs of one candidate.
-RUN_FLAGS = re.compile(r"--(seed|output_dir|restart|resume_from_checkpoint)\b")
+RUN_FLAGS = re.compile(r"--(seed|output_dir|restart)\b")
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ class Splits:
 
     def dataset(self, split: str, processor: BaseImageProcessor) -> PhotoDataset:
         """The photos of one split as items for Trainer."""
-        rows = [photo.row for photo in self.of(split)]
-        return PhotoDataset(self.images, rows, self.label_indices(split), processor)
+        photos = self.of(split)
+        rows, files = [photo.row for photo in photos], [photo.file for photo in photos]
+        return PhotoDataset(self.images, rows, self.label_indices(split), files, processor)
 
 
 def load_splits(

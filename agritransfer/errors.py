@@ -23,3 +23,18 @@ class DivergedError(RuntimeError):
     """The loss is no longer a number."""
 
     exit_code = 5
+
+
+class StorageError(RuntimeError):
+    """A checkpoint could not be written; the earlier ones are whole."""
+
+    exit_code = 1
+
+
+class Preempted(BaseException):
+    """The machine is being taken away; the same command goes on later.
+
+    No `Exception`, as `KeyboardInterrupt` is none: a library that makes the best of an error must not go on.
+    """
+
+    exit_code = 75

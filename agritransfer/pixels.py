@@ -186,15 +186,21 @@ def _transformers_geometry(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 class PhotoDataset(torch.utils.data.Dataset):
-    """Photos as items for Trainer: `pixel_values` uint8 (3, side, side), `labels` int.
+    """Photos as items for Trainer: `pixel_values` uint8 (3, side, side), `labels` int, `files` its name.
 
-    `images` has the column `image` (path or bytes); `rows` and `labels` give the place and the label of each item.
+    `images` has the column `image` (path or bytes); `rows`, `labels` and `files` give the place, the label and the name
+    of each item.
     """
 
     def __init__(
-        self, images: datasets.Dataset, rows: Sequence[int], labels: Sequence[int], processor: BaseImageProcessor
+        self,
+        images: datasets.Dataset,
+        rows: Sequence[int],
+        labels: Sequence[int],
+        files: Sequence[str],
+        processor: BaseImageProcessor,
     ):
-        self.images, self.rows, self.labels, self.processor = images, rows, labels, processor
+        self.images, self.rows, self.labels, self.files, self.processor = images, rows, labels, files, processor
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -202,14 +208,15 @@ class PhotoDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.images[self.rows[index]]["image"]
         pixels = photo_pixels(self.processor, decode_photo(image["bytes"] or image["path"]))
-        return {"pixel_values": pixels, "labels": self.labels[index]}
+        return {"pixel_values": pixels, "labels": self.labels[index], "files": self.files[index]}
 
 
-def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack items to `pixel_values` uint8 (batch, 3, side, side) and `labels` int64 (batch,)."""
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack items to `pixel_values` uint8 (batch, 3, side, side) and `labels` int64 (batch,); `files` names them."""
     return {
         "pixel_values": torch.stack([item["pixel_values"] for item in items]),
         "labels": torch.tensor([item["labels"] for item in items]),
+        "files": [item["files"] for item in items],
     }
 
 

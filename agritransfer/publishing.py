@@ -21,7 +21,7 @@ import onnxruntime
 import torch
 import yaml
 from accelerate import PartialState
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from agritransfer.card import eval_results, model_card
+from agritransfer.checkpoints import best_of, newest_checkpoint, write_manifest
 from agritransfer.errors import DataError, PublishError, UsageError
 from agritransfer.evaluation import read_predictions
 from agritransfer.models import load_processor
@@ -145,11 +146,11 @@ def _publish(folder: Path, destination: Destination) -> Published:
         served = download(api, destination.repo_id, commit, export, Path(parent) / "cache")
         check_answers(results, destination.repo_id, commit, served, Path(parent) / "cache", photos)
         tag = tag_commit(api, destination.repo_id, commit)
-        if CHECKPOINT_BRANCH in destination.failed:
-            last = max(folder.glob("checkpoints/checkpoint-*"), key=lambda path: path.stat().st_mtime)
-            copy_checkpoint(last, Path(parent) / "checkpoint")
+        last, _ = newest_checkpoint(folder / "checkpoints")
+        if CHECKPOINT_BRANCH in destination.failed and last is not None:
+            copy_resumable(last, Path(parent) / "checkpoints")
             message = f"{last.name}, after training"
-            upload(api, Path(parent) / "checkpoint", destination.repo_id, message, branch=CHECKPOINT_BRANCH)
+            upload(api, Path(parent) / "checkpoints", destination.repo_id, message, branch=CHECKPOINT_BRANCH)
         return Published(
             url=f"{huggingface_hub.constants.ENDPOINT}/{destination.repo_id}",
             commit=commit,
@@ -356,6 +357,41 @@ def copy_checkpoint(checkpoint: Path, target: Path, patterns: Sequence[str] = ("
             (target / name).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
+def copy_resumable(checkpoint: Path, target: Path) -> None:
+    """Copy all that a machine with an empty disk needs to go on: a checkpoint, and that of the best weights so far."""
+    target.mkdir()
+    for path in {checkpoint, best_of(checkpoint) or checkpoint}:
+        copy_checkpoint(path, target / path.name)
+        write_manifest(target / path.name)
+
+
+def fetch_checkpoint(folder: Path, destination: Destination, restart: bool) -> None:
+    """With `--hub_strategy checkpoint`, bring the last checkpoint back from the Hub where this disk has none.
+
+    Raises `UsageError` where the Hub cannot be asked: a run that began anew would replace what lies there.
+    """
+    ours = folder / "checkpoints"
+    if restart or destination.hub_strategy != "checkpoint" or not PartialState().is_main_process:
+        return
+    if any(ours.glob("checkpoint-*")):
+        return
+    try:
+        with patient_client(), tempfile.TemporaryDirectory() as cache:
+            served = huggingface_hub.snapshot_download(
+                destination.repo_id, revision=CHECKPOINT_BRANCH, cache_dir=cache, allow_patterns="checkpoint-*"
+            )
+            # Its manifest, read when the run goes on from it, tells whether all of it arrived.
+            shutil.copytree(served, ours, dirs_exist_ok=True)
+    except RevisionNotFoundError:
+        return
+    except LOST as error:
+        raise UsageError(
+            f"the last checkpoint of {destination.repo_id} could not be fetched ({in_one_line(error)}); try again, or "
+            "begin anew with --restart"
+        ) from error
+    say(f"the last checkpoint of {destination.repo_id} is fetched from the Hub")
+
+
 class UploadCheckpoints(TrainerCallback):
     """Uploads what was just saved, as `--hub_strategy` asks; training waits for it, and goes on when it fails.
 
@@ -379,7 +415,7 @@ class UploadCheckpoints(TrainerCallback):
                 self.processor.save_pretrained(weights)
             self._upload(weights, "main", f"training in progress, step {state.global_step}")
             if self.destination.hub_strategy == "checkpoint":
-                copy_checkpoint(checkpoint, whole)
+                copy_resumable(checkpoint, whole)
                 self._upload(whole, CHECKPOINT_BRANCH, f"checkpoint of step {state.global_step}")
 
     def _upload(self, folder: Path, branch: str, message: str) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from accelerate import PartialState
 from peft import PeftModel
@@ -31,13 +30,15 @@ from transformers import (
 
 from agritransfer.calibration import calibrated_probabilities, confidence_bins
 from agritransfer.data import SPLITS, Splits, write_splits_file
-from agritransfer.errors import DataError, DivergedError, PublishError, UsageError
+from agritransfer.errors import DataError, DivergedError, Preempted, PublishError, StorageError, UsageError
 from agritransfer.evaluation import predict, write_predictions
 from agritransfer.figures import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
+from agritransfer.memory import PeakMemory
 from agritransfer.models import load_classifier, load_pretrained
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
 from agritransfer.results import KNOWN_FILE, read_results, results_table, score_splits
 from agritransfer.sources import Photo
+from agritransfer.stopping import preemptible
 from agritransfer.strategies import merge_lora
 from agritransfer.training import ImageTrainer, say
 
@@ -49,60 +50,66 @@ LOGIT_TOLERANCE = 1e-3
 
 @contextmanager
 def run_folder(args: TrainingArguments, restart: bool) -> Iterator[Path]:
-    """Claim `output_dir` for this run; keep `status.json`; turn what may go wrong into one line and an exit code.
+    """Claim `output_dir` for this run, and say in `status.json` and in the exit code how it ended.
 
     A finished run, started again by the same command, prints its results and ends with 0.
     """
     folder = Path(args.output_dir)
     try:
-        _check_unused(folder, restart, args.resume_from_checkpoint)
+        _check_unused(folder, restart, args.push_to_hub)
     except UsageError as error:
         sys.exit(_say(error))
     PartialState().wait_for_everyone()
     if args.should_save:
         if restart and folder.exists():
-            folder.rename(_free_name(folder))
+            print(f"the earlier run is put aside as {folder.rename(_free_name(folder))}")
         folder.mkdir(parents=True, exist_ok=True)
         _write_status(folder, "running", None)
+    with preemptible(), _reported(folder, args.should_save):
+        yield folder
+
+
+@contextmanager
+def _reported(folder: Path, writes: bool) -> Iterator[None]:
+    """Turn how a run ended into `status.json`, one line and an exit code."""
     state, exit_code = "failed", 1
     try:
-        yield folder
+        yield
         state, exit_code = "done", 0
+    except Preempted as error:
+        state, exit_code = "preempted", error.exit_code
+        sys.exit(_say(error, "preempted: ", "; run the same command again to go on"))
+    except KeyboardInterrupt:
+        # What a shell says of a process that Ctrl-C ended.
+        state, exit_code = "interrupted", 130
+        sys.exit(exit_code)
     except PublishError as error:
         state, exit_code = "not published", error.exit_code
         sys.exit(_say(error))
-    except (UsageError, DataError, DivergedError) as error:
+    except (UsageError, DataError, DivergedError, StorageError) as error:
         exit_code = error.exit_code
         sys.exit(_say(error))
     finally:
-        if args.should_save:
+        if writes:
             _write_status(folder, state, exit_code)
 
 
-def _check_unused(folder: Path, restart: bool, resume_from_checkpoint: str | None) -> None:
-    if restart:
+def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
+    if restart or not (folder / "results.json").exists():
         return
-    if (folder / "results.json").exists():
-        results = read_results(folder)
-        if results["command"] == command_line():
-            say(f"{folder} is finished; its results:\n{results_table(results)}")
-            if json.loads((folder / "status.json").read_text())["exit_code"] == PublishError.exit_code:
-                again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
-                sys.exit(_say(PublishError(f"it is not published yet; {again}")))
-            sys.exit(0)
+    results = read_results(folder)
+    if results["command"] != command_line():
         raise UsageError(f"{folder} holds another finished run; choose a new --output_dir or add --restart")
-    if resume_from_checkpoint is not None and not Path(resume_from_checkpoint).is_dir():
-        raise UsageError(f"no checkpoint at '{resume_from_checkpoint}'; {folder}/checkpoints holds those of this run")
-    checkpoints = sorted(folder.glob("checkpoints/checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    if checkpoints and resume_from_checkpoint is None:
-        raise UsageError(
-            f"{folder} holds an unfinished run; add --resume_from_checkpoint {checkpoints[-1]} or --restart"
-        )
+    say(f"{folder} is finished; its results:\n{results_table(results)}")
+    if push_to_hub and not (folder / "published.json").exists():
+        again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
+        sys.exit(_say(PublishError(f"it is not published yet; {again}")))
+    sys.exit(0)
 
 
-def _say(error: UsageError | DataError | DivergedError | PublishError) -> int:
+def _say(error: Exception | Preempted, before: str = "error: ", after: str = "") -> int:
     if PartialState().is_main_process:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {before}{error}{after}", file=sys.stderr)
     return error.exit_code
 
 
@@ -184,6 +191,7 @@ def write_results(
     splits: Splits,
     shift: Splits | None,
     outputs: dict[str, tuple[np.ndarray, np.ndarray]],
+    memory: PeakMemory,
     *,
     strategy: str,
     base_model: dict | None,
@@ -192,6 +200,7 @@ def write_results(
     """Write `results.json`, `splits.csv`, `predictions.csv`, what the model knows and the figures; print the table."""
     if not trainer.args.should_save:
         return
+    say(memory.line("scoring"))
     sources = {split: shift if split == "shift" else splits for split in outputs}
     scores, calibration, known = score_splits(outputs, sources, target_error)
     if shift:
@@ -205,7 +214,7 @@ def write_results(
         "test": scores["test"],
         "shift": scores.get("shift"),
         "calibration": calibration,
-        "training": _training_facts(trainer, load_classifier(folder)[0].num_parameters()),
+        "training": _training_facts(trainer, load_classifier(folder)[0].num_parameters(), memory),
         "environment": {
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
@@ -251,7 +260,7 @@ def _data_facts(splits: Splits) -> dict[str, Any]:
     }
 
 
-def _training_facts(trainer: ImageTrainer, total_parameters: int) -> dict[str, Any]:
+def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMemory) -> dict[str, Any]:
     state = trainer.state
     speed = next(entry for entry in reversed(state.log_history) if "train_runtime" in entry)
     on_gpu = trainer.args.device.type == "cuda"
@@ -261,21 +270,12 @@ def _training_facts(trainer: ImageTrainer, total_parameters: int) -> dict[str, A
         "best_step": state.best_global_step or state.global_step,
         "seconds": round(speed["train_runtime"], 1),
         "images_per_second": round(speed["train_samples_per_second"], 2),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else _peak_resident_bytes(),
+        "peak_memory_bytes": memory.highest(on_gpu),
         "trainable_parameters": trainer.trainable_parameters,
         "total_parameters": total_parameters,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "num_processes": trainer.args.world_size,
     }
-
-
-def _peak_resident_bytes() -> int:
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _commit() -> str | None:

@@ -26,6 +26,7 @@ SPLIT_NAMES = {
 }
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".heic", ".heif"}
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth"}
+TABLE_FILES = ["*.parquet", "*.arrow", "*.md", "*.json"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -205,19 +206,27 @@ def read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
 def _read_hub(
     name: str, revision: str | None, image_column: str | None, label_column: str | None, group_column: str | None
 ) -> Source:
+    what, wanted = f"the Hub data set '{name}'", None
+    # Offline it is the folder of an earlier download, such as that of --download_only.
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        with hub_errors(f"the Hub data set '{name}'"):
+        with hub_errors(what):
             info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
-        revision, files = info.sha, [sibling.rfilename for sibling in info.siblings]
+        files = [file.rfilename for file in info.siblings]
         _refuse_code(name, files)
-        if not any(file.endswith((".parquet", ".arrow")) for file in files):
-            # Without parquet the repository is a folder of photos, with the traps of any folder.
-            with hub_errors(f"the Hub data set '{name}'"):
-                folder = huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision)
-            return replace(_read_folder(Path(folder), group_column), revision=revision)
-    with hub_errors(f"the Hub data set '{name}'"):
-        loaded = datasets.load_dataset(name, revision=revision)
-    return replace(_source_of_tables(name, loaded, image_column, label_column, group_column), revision=revision)
+        wanted = TABLE_FILES if any(file.endswith((".parquet", ".arrow")) for file in files) else None
+    with hub_errors(what):
+        folder = Path(
+            huggingface_hub.snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted)
+        )
+    if any(folder.rglob("*.parquet")) or any(folder.rglob("*.arrow")):
+        with hub_errors(what):
+            loaded = datasets.load_dataset(str(folder))
+        source = _source_of_tables(name, loaded, image_column, label_column, group_column)
+    else:
+        # Without tables the repository is a folder of photos, with the traps of any folder.
+        source = _read_folder(folder, group_column)
+    # The cache names a snapshot after its commit.
+    return replace(source, revision=folder.name)
 
 
 @contextmanager

@@ -1,14 +1,20 @@
 """How does the Trainer run it?"""
 
+import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -21,11 +27,16 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import rotate_checkpoints
 
 from agritransfer.arguments import available_cores
-from agritransfer.errors import DivergedError
+from agritransfer.checkpoints import MANIFEST, fault_of, write_manifest
+from agritransfer.errors import DivergedError, StorageError
 from agritransfer.pixels import collate, normalization
+from agritransfer.stopping import SafeStop, ignore_signals
 from agritransfer.strategies import count_parameters
+
+SETTINGS = "settings.json"
 
 
 def prepare_process(args: TrainingArguments) -> None:
@@ -42,11 +53,14 @@ def say(*lines: str) -> None:
 
 
 class ImageTrainer(Trainer):
-    """Trainer with batch augmentation and strict checkpoint loading.
+    """Trainer with batch augmentation, complete checkpoints and strict loading of them.
 
     It inherits because the Trainer offers no other door to these: batches arrive as uint8 and are augmented and
-    normalised on the device, and checkpoints are loaded through `from_pretrained`: the stock Trainer skips the weights
-    that transformers renames on saving (ViT, DINOv2, Swin, BEiT), so that its "best" model is a mixture of two steps.
+    normalised on the device; a checkpoint counts once its manifest is written, and old ones go only then; and
+    checkpoints are loaded through `from_pretrained`: the stock Trainer skips the weights that transformers renames on
+    saving (ViT, DINOv2, Swin, BEiT), so that its "best" model is a mixture of two steps.
+
+    `settings` lies in every checkpoint, to be compared with those of the run that goes on from it.
     """
 
     def __init__(
@@ -56,6 +70,7 @@ class ImageTrainer(Trainer):
         augment: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
         class_weights: torch.Tensor | None,
         early_stopping_patience: int | None,
+        settings: dict[str, Any],
         args: TrainingArguments,
         parameter_groups: list[dict] | None = None,
         **kwargs: Any,
@@ -69,7 +84,9 @@ class ImageTrainer(Trainer):
             compute_loss_func=classification_loss(class_weights, args.label_smoothing_factor),
             **kwargs,
         )
-        self.augment = augment
+        self.augment, self.settings = augment, settings
+        # Taken from the Trainer, which deletes an old checkpoint before the new one is complete.
+        self.checkpoints_kept, args.save_total_limit = args.save_total_limit, None
         # Counted now, since merging adapters uses the model up.
         self.trainable_parameters = count_parameters(self.model)[1]
         self.mean, self.std = (statistic.to(args.device) for statistic in normalization(processor))
@@ -79,6 +96,9 @@ class ImageTrainer(Trainer):
         self.add_callback(TimeForecast(len(self.eval_dataset) / len(self.train_dataset)))
         if early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
+        self.safe_stop = SafeStop()
+        self.add_callback(self.safe_stop)
+        self.add_callback(SeededSteps())
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -86,8 +106,42 @@ class ImageTrainer(Trainer):
         pixels, labels = self.augment(pixels, labels) if self.model.training else (pixels.float(), labels)
         return {"pixel_values": (pixels - self.mean) / self.std, "labels": labels}
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args)
+        self.safe_stop.watch(loss, inputs["files"])
+        return loss
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, **kwargs)
+        # In place of the Trainer's seeding: our workers draw nothing.
+        loader.base_dataloader.worker_init_fn = ignore_signals
+        return loader
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.safe_stop.now(self.state.global_step)
+
     def _get_output_dir(self, trial: Any) -> str:
         return os.path.join(self.args.output_dir, "checkpoints")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        parent = Path(self._get_output_dir(trial))
+        checkpoint = parent / f"checkpoint-{self.state.global_step}"
+        if (checkpoint / MANIFEST).exists():
+            # Saved at this very step; writing over it would leave none while it lasts.
+            return
+        _check_finite(self.model, self.state.global_step)
+        with _whole_or_gone(checkpoint):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            with _whole_or_gone(checkpoint):
+                # A pickle of the whole command line, which nothing here reads.
+                (checkpoint / "training_args.bin").unlink()
+                (checkpoint / SETTINGS).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+                write_manifest(checkpoint)
+            rotate_checkpoints(str(parent), self.checkpoints_kept, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if isinstance(self.model, PreTrainedModel):
@@ -97,6 +151,9 @@ class ImageTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        if (fault := fault_of(best)) is not None:
+            raise StorageError(f"the best weights are lost: {best} {fault}; run the same command again")
         if isinstance(self.model, PreTrainedModel):
             load_strictly(self.model, self.state.best_model_checkpoint)
         else:
@@ -140,11 +197,35 @@ def class_weights(kind: Literal["none", "balanced"], labels: Sequence[int], num_
     return len(labels) / (num_labels * counts.float())
 
 
-class ProgressLines(ProgressCallback):
-    """The Trainer's progress bar, with one readable line an epoch in place of its dictionaries.
+@contextmanager
+def _whole_or_gone(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise StorageError(
+            f"{checkpoint} could not be written ({str(error).splitlines()[0]}) and is deleted; the earlier ones are "
+            "whole: make room and run the same command again"
+        ) from error
 
-    It inherits the bar; it also stops a run whose loss is no longer a number.
-    """
+
+def _check_finite(model: nn.Module, step: int) -> None:
+    """Keep weights that are no numbers out of the checkpoints: the next one would push the last good one out."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise DivergedError(f"the weights of {name} became no numbers by step {step}; lower --learning_rate")
+
+
+class SeededSteps(TrainerCallback):
+    """Seeds every step by its number, so that augmentation and dropout do not depend on where a run was cut off."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        place = np.random.SeedSequence([args.seed, state.global_step, args.process_index])
+        transformers.set_seed(int(place.generate_state(1)[0]))
+
+
+class ProgressLines(ProgressCallback):
+    """The Trainer's progress bar, with one readable line an epoch in place of its dictionaries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,10 +244,6 @@ class ProgressLines(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = logs.get("loss", self.loss)
-        # The summary at the end stands for the steps since the last line.
-        latest = logs.get("loss", logs.get("train_loss", 0.0))
-        if not math.isfinite(latest):
-            raise DivergedError(f"the loss became {latest} by step {state.global_step}; lower --learning_rate")
         if "eval_macro_f1" in logs and state.is_world_process_zero:
             tqdm.write(
                 f"epoch {state.epoch:g}/{state.num_train_epochs}  loss {self.loss:.3f}  validation: "

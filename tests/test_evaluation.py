@@ -205,7 +205,9 @@ def photo_dataset(count: int, processor: ViTImageProcessor) -> tuple[PhotoDatase
         images[-1].save(file, "PNG")
         store.append({"image": {"bytes": file.getvalue(), "path": None}})
     rows = list(range(count))[::-1]
-    return PhotoDataset(store, rows, [0] * count, processor), [images[row] for row in rows]
+    return PhotoDataset(store, rows, [0] * count, [f"{row}.png" for row in rows], processor), [
+        images[row] for row in rows
+    ]
 
 
 def test_logits_are_those_of_a_plain_forward_in_the_order_of_the_photos():

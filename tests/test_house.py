@@ -94,7 +94,7 @@ def test_the_flags_that_the_readme_names_exist():
     commands = build_command_parser()._subparsers._group_actions[0].choices
     known |= {flag for command in commands.values() for flag in command._option_string_actions}
     known |= set(re.findall(r'add_argument\("(--\w+)"', (ROOT / "space/app.py").read_text()))
-    others = {"--config_file", "--multi_gpu", "--num_processes", "--help_all", "--index-url"}
+    others = {"--config_file", "--multi_gpu", "--num_processes", "--help_all", "--index-url", "--signals-to-handle"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
     assert len(named) >= 15
     assert named <= known | others, named - known - others

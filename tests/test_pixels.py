@@ -73,7 +73,9 @@ def timm_model(**pretrained_cfg: object) -> TimmWrapperForImageClassification:
 def check_pixels_of(processor: BaseImageProcessor, size: int) -> None:
     """Our path from photo to model input gives what the processor gives, to one step of 8 bits."""
     photos = [noise(150, 100), noise(90, 160), noise(700, 300), noise(64, 64)]
-    batch = collate([{"pixel_values": photo_pixels(processor, photo), "labels": 0} for photo in photos])
+    batch = collate(
+        [{"pixel_values": photo_pixels(processor, photo), "labels": 0, "files": "a.jpg"} for photo in photos]
+    )
     mean, std = normalization(processor)
     ours = (batch["pixel_values"] - mean) / std
     theirs = torch.cat([processor(photo, return_tensors="pt")["pixel_values"] for photo in photos])

@@ -338,14 +338,61 @@ def test_checkpoints_are_uploaded_while_training_and_a_failure_is_said_and_made_
     assert said["out"].count("not uploaded to main") == said["out"].count("not uploaded to last-checkpoint") == 1
     assert said["out"].index("training goes on") < said["out"].index("epoch 2/2")
     branch = served(hub, "user/saved", "last-checkpoint")
-    (kept,) = run.glob("checkpoints/checkpoint-*")
-    assert set(branch) == {path.name for path in kept.iterdir()} - {"training_args.bin", "README.md"}
-    assert {"optimizer.pt", "trainer_state.json"} <= set(branch)
+    kept = {path.relative_to(run / "checkpoints").as_posix() for path in run.glob("checkpoints/checkpoint-*/*")}
+    assert set(branch) == {name for name in kept if not name.endswith("README.md")}
+    assert {"checkpoint-2/optimizer.pt", "checkpoint-2/trainer_state.json"} <= set(branch)
     assert set(served(hub, "user/saved")) == RUN_FILES | ADAPTER_FILES
     for path in (tmp_path, tiny_vit.parent):
         assert not hub.has_received(str(path).encode())
     card = served(hub, "user/saved")["README.md"].decode()
     assert "needs its base model, `tiny-vit`, which is not on the Hub" in card and "base_model" not in card
+
+
+TERM_ONCE = """
+import os, signal
+from transformers.trainer_callback import CallbackHandler
+
+stock = CallbackHandler.on_step_end
+
+def once(handler, args, state, control):
+    if state.global_step == 6:
+        CallbackHandler.on_step_end = stock
+        os.kill(os.getpid(), signal.SIGTERM)
+    return stock(handler, args, state, control)
+
+CallbackHandler.on_step_end = once
+"""
+
+
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_lora.py"])
+def test_a_run_that_lost_its_disk_goes_on_from_the_hub_and_ends_bit_identical(
+    script, client, hub, photos, tiny_vit, tmp_path
+):
+    hub.faults.clear()
+    run, repo_id = tmp_path / "run", f"user/lost-{Path(script).stem}"
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, *TRAIN, "--per_device_train_batch_size", "2")
+    push = ("--push_to_hub", "--hub_model_id", repo_id, "--hub_strategy", "checkpoint")
+    command = (ROOT / script, *flags, "--output_dir", run, *push)
+    said = client.run(*command, before=TERM_ONCE)
+    assert said["code"] == 75 and "the checkpoint of step 6 is complete" in said["err"], said["err"]
+    # The last checkpoint, and that of the best weights so far.
+    folders = {name.split("/")[0] for name in served(hub, repo_id, "last-checkpoint")}
+    assert folders == {"checkpoint-5", "checkpoint-6"}
+    assert "README.md" not in served(hub, repo_id)
+    shutil.rmtree(run)
+
+    hub.faults[:] = [Fault("GET", "/resolve/", times=99, status=503)]
+    said = client.run(*command)
+    assert said["code"] == 2 and "could not be fetched" in said["err"] and "--restart" in said["err"]
+    hub.faults.clear()
+
+    said = client.run(*command)
+    assert said["code"] == 0, said["err"]
+    assert f"the last checkpoint of {repo_id} is fetched" in said["out"] and "checkpoint-6" in said["out"]
+    assert client.run(ROOT / script, *flags, "--output_dir", tmp_path / "whole")["code"] == 0
+    assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    for path in (tmp_path, tiny_vit.parent):
+        assert not hub.has_received(str(path).encode())
 
 
 STOCK_TRAINER = """

@@ -87,7 +87,11 @@ def build(kind: str) -> nn.Module:
 def photos(count: int = 8) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     return [
-        {"pixel_values": torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=generator), "labels": i % 3}
+        {
+            "pixel_values": torch.randint(256, (3, 32, 32), dtype=torch.uint8, generator=generator),
+            "labels": i % 3,
+            "files": f"{i}.jpg",
+        }
         for i in range(count)
     ]
 
@@ -110,6 +114,7 @@ def moved_by_two_steps(model: nn.Module, folder: Path, parameter_groups: list[di
         augment=build_augmentation("none", 32, 3),
         class_weights=None,
         early_stopping_patience=None,
+        settings={},
         parameter_groups=parameter_groups,
     )
     trainer.train()

@@ -61,7 +61,10 @@ def vit_with_lora() -> nn.Module:
 def photos() -> list[dict]:
     pixels = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = (0, 1, 2, 0, 1, 0, 0, 2)
-    return [{"pixel_values": photo, "labels": label} for photo, label in zip(pixels, labels, strict=True)]
+    return [
+        {"pixel_values": photo, "labels": label, "files": f"{place}.jpg"}
+        for place, (photo, label) in enumerate(zip(pixels, labels, strict=True))
+    ]
 
 
 def arguments(folder: Path, **changes) -> TrainingArguments:
@@ -70,13 +73,13 @@ def arguments(folder: Path, **changes) -> TrainingArguments:
     defaults |= {"metric_for_best_model": "macro_f1", "disable_tqdm": True, "use_cpu": True}
     # As `parse_args` sets them.
     defaults |= {"dataloader_pin_memory": False, "remove_unused_columns": False, "label_names": ["labels"]}
-    defaults |= {"logging_nan_inf_filter": False}
+    defaults |= {"logging_nan_inf_filter": False, "restore_callback_states_from_checkpoint": True}
     return TrainingArguments(output_dir=str(folder), **defaults | changes)
 
 
 def trainer_of(model: nn.Module, args: TrainingArguments, **changes) -> ImageTrainer:
     defaults = {"processor": PROCESSOR, "train_dataset": photos(), "eval_dataset": photos(), "class_weights": None}
-    defaults |= {"augment": build_augmentation("none", 32, 3), "early_stopping_patience": None}
+    defaults |= {"augment": build_augmentation("none", 32, 3), "early_stopping_patience": None, "settings": {}}
     defaults |= {"compute_metrics": scores_in_turn(0.1, 0.2, 0.3, 0.4, 0.5)}
     return ImageTrainer(model=model, args=args, **defaults | changes)
 
@@ -118,7 +121,7 @@ def test_the_stock_trainer_still_ends_with_a_mixture_in_place_of_the_best_model(
     # it: `_load_from_checkpoint`, `_load_best_model` and `load_strictly` can go, and this test with them.
     def of_numbers(items):
         batch = collate(items)
-        return batch | {"pixel_values": batch["pixel_values"] / 255}
+        return {"pixel_values": batch["pixel_values"] / 255, "labels": batch["labels"]}
 
     remember = Remember()
     trainer = Trainer(
@@ -276,7 +279,7 @@ def test_mixed_labels_leave_no_trace_in_the_saved_configuration(tmp_path):
 
 def test_evaluation_pixels_are_those_of_the_processor_and_training_pixels_those_of_the_augmentation(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8))
-    batch = collate([{"pixel_values": photo_pixels(PROCESSOR, image), "labels": 1}])
+    batch = collate([{"pixel_values": photo_pixels(PROCESSOR, image), "labels": 1, "files": "a.jpg"}])
     trainer = trainer_of(vit(), arguments(tmp_path), augment=lambda pixels, labels: (pixels.float() * 0, labels + 1))
     trainer.model.eval()
     prepared = trainer._prepare_inputs(dict(batch))
@@ -294,7 +297,9 @@ def test_evaluation_pixels_are_those_of_the_processor_and_training_pixels_those_
 def test_a_pixel_that_is_no_number_ends_the_run_with_exit_code_5(logging, tmp_path):
     args = arguments(tmp_path, **logging)
     trainer = trainer_of(vit(), args, augment=lambda pixels, labels: (pixels * math.nan, labels))
-    with pytest.raises(DivergedError, match="the loss became nan by step .*lower --learning_rate") as caught:
+    with pytest.raises(
+        DivergedError, match=r"the loss became no number at step 1, on (\d\.jpg, ){3}\d\.jpg; lower --learning_rate"
+    ) as caught:
         trainer.train()
     assert caught.value.exit_code == 5
 

@@ -76,9 +76,9 @@ def _look_with_model(arguments: argparse.Namespace, source, examination, report:
     photos = [examination.photos[place] for place in whole]
     labels = np.array([source.labels.index(photo.label) for photo in photos])
     groups = _groups_of(examination, whole)
-    _, features = predict(
-        model, PhotoDataset(source.images, [photo.row for photo in photos], labels.tolist(), processor), batch_size=64
-    )
+    rows, files = [photo.row for photo in photos], [photo.file for photo in photos]
+    dataset = PhotoDataset(source.images, rows, labels.tolist(), files, processor)
+    _, features = predict(model, dataset, batch_size=64)
     alike = near_pairs(features, _similarity_of_crops(model, processor, source.images, photos, features))
     report["near"] = [
         {"files": [photos[a].file, photos[b].file], "similarity": round(similarity, 4)}
@@ -120,7 +120,9 @@ def _similarity_of_crops(model, processor, images, photos, features) -> float:
     chosen = np.random.default_rng(0).permutation(len(photos))[:CROPPED]
     middles = [{"image": {"path": None, "bytes": _middle(_decode(images, photos[place]))}} for place in chosen]
     numbers = range(len(middles))
-    _, cropped = predict(model, PhotoDataset(middles, numbers, [0] * len(middles), processor), batch_size=64)
+    files = [photos[place].file for place in chosen]
+    dataset = PhotoDataset(middles, numbers, [0] * len(middles), files, processor)
+    _, cropped = predict(model, dataset, batch_size=64)
     mean = features.mean(axis=0)
     whole, middle = features[chosen] - mean, cropped - mean
     cosines = (whole * middle).sum(1) / np.maximum(

@@ -74,7 +74,7 @@ def _check(arguments: argparse.Namespace, training_flags: list[str]) -> None:
     for name in ("seeds", "budget_epochs"):
         if (value := getattr(arguments, name)) < 1:
             raise UsageError(f"--{name} begins at 1; found {value}")
-    for flag in ("--seed", "--num_train_epochs", "--train_layers", "--resume_from_checkpoint", "--restart"):
+    for flag in ("--seed", "--num_train_epochs", "--train_layers", "--restart"):
         if flag in training_flags:
             raise UsageError(f"{flag} is set by compare itself; see --seeds, --budget_epochs and --strategies")
 

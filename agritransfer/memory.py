@@ -1,0 +1,51 @@
+"""How much memory does each stage of a run take?"""
+
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+
+class PeakMemory:
+    """The most memory that each stage took, of this process (its loader workers apart) and of its GPU, in bytes.
+
+    Only Linux lets a process begin its peak anew; elsewhere a stage shows the highest so far.
+    """
+
+    def __init__(self) -> None:
+        self.resident: dict[str, int] = {}
+        self.on_gpu: dict[str, int] = {}
+        _begin_anew()
+
+    def line(self, stage: str) -> str:
+        """End a stage: note its peak, say it in one line, and let the next one begin."""
+        self.resident[stage] = _peak_resident_bytes()
+        told = f"peak memory, {stage}: {self.resident[stage] / 1e6:,.0f} MB"
+        if torch.cuda.is_available():
+            self.on_gpu[stage] = torch.cuda.max_memory_allocated()
+            told += f", GPU {self.on_gpu[stage] / 1e6:,.0f} MB"
+        _begin_anew()
+        return told
+
+    def highest(self, on_gpu: bool) -> int:
+        """Bytes of the stage that took most, of the GPU or of the process."""
+        return max((self.on_gpu if on_gpu else self.resident).values())
+
+
+def _begin_anew() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_resident_bytes() -> int:
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
