@@ -1,6 +1,7 @@
 """How much memory does each stage of a run take?"""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ import torch
 class PeakMemory:
     """The most memory that each stage took, of this process (its loader workers apart) and of its GPU, in bytes.
 
-    Only Linux lets a process begin its peak anew; elsewhere a stage shows the highest so far.
+    Only Linux lets a process begin its peak anew, and not in every container; elsewhere a stage shows the highest so far.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,8 @@ def _begin_anew() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_resident_bytes() -> int:
