@@ -11,7 +11,8 @@ import torch
 class PeakMemory:
     """The most memory that each stage took, of this process (its loader workers apart) and of its GPU, in bytes.
 
-    Only Linux lets a process begin its peak anew, and not in every container; elsewhere a stage shows the highest so far.
+    Only Linux lets a process begin its peak anew, and not in every container; elsewhere a stage shows the highest so
+    far.
     """
 
     def __init__(self) -> None:
