@@ -120,6 +120,8 @@ def test_the_camera_takes_a_photo(visit):
     page = visit(permissions=["camera"])
     page.get_by_label("Capture from camera").click()
     page.get_by_text("Click to Access Webcam").click()
+    # A picture is there only when the camera has begun.
+    page.wait_for_function("document.querySelector('#photo video')?.readyState === 4")
     page.get_by_label("capture photo").click()
     page.wait_for_selector("#result .verdict")
 

@@ -32,7 +32,14 @@ LAB, FIELD = SHARED / "data/cardamom_lab", SHARED / "data/cardamom_field"
 @pytest.mark.parametrize(
     ("script", "model", "flags", "at_least", "refused_at_least"),
     [
-        ("train_finetune.py", "dinov2-small-saliency", ("--train_layers", "head"), 0.85, 0.2),
+        # Three epochs of a head end anywhere from 0.78 to 0.87, by the luck of the seed.
+        (
+            "train_finetune.py",
+            "dinov2-small-saliency",
+            ("--train_layers", "head", "--num_train_epochs", "6"),
+            0.85,
+            0.2,
+        ),
         ("train_lora.py", "efficientnet-lite0", ("--lora_r", "8"), 0.7, 0.5),
     ],
 )
@@ -41,7 +48,7 @@ def test_a_few_real_photos_are_learnt_and_served_alike(
 ):
     run = tmp_path / "run"
     names = ("--dataset_name", LAB, "--shift_dataset_name", FIELD, "--model_name_or_path", SHARED / "models" / model)
-    code, _, err = run_script(script, *names, *flags, *FEW, "--output_dir", run, "--use_cpu")
+    code, _, err = run_script(script, *names, *FEW, *flags, "--output_dir", run, "--use_cpu")
     assert code == 0, err
     with (run / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -7,6 +7,7 @@ loader workers, fault and moment.
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -110,20 +111,29 @@ def test_a_run_that_is_cut_off_again_and_again_ends_bit_identical(model, workers
     assert digest(run) == whole[model]
 
 
+def kill_again_and_again(times: int, begin: Callable[[Path], Session], end: str, folder: Path) -> Path:
+    """Begin a run so often that it was killed so many times; gives the last, unfinished one. All that end are alike."""
+    run, killed = folder / "run", 0
+    while killed < times:
+        session = begin(run)
+        if session.code == 0:
+            # Over before its turn: the next kills hit another run.
+            assert digest(run) == end
+            run = folder / f"run{killed}"
+            continue
+        assert session.code == -signal.SIGKILL, session.said
+        killed += 1
+    return run
+
+
 @pytest.mark.parametrize("model", ["vit", "lora", "convnextv2"])
 def test_a_run_that_is_killed_between_any_two_operations_on_its_files_ends_bit_identical(
     model, commands, whole, tmp_path
 ):
-    draw, run, killed = random.Random(f"{SEED} {model}"), tmp_path / "run", 0
-    while killed < 10:
-        session = start(commands[model], run, 0, KillInSave(draw.randrange(1, 35)))
-        if session.code == 0:
-            # Over before its turn: the next kills hit another run.
-            assert digest(run) == whole[model]
-            run = tmp_path / f"run{killed}"
-            continue
-        assert session.code == -signal.SIGKILL, session.said
-        killed += 1
+    draw = random.Random(f"{SEED} {model}")
+    run = kill_again_and_again(
+        10, lambda run: start(commands[model], run, 0, KillInSave(draw.randrange(1, 35))), whole[model], tmp_path
+    )
     session = start(commands[model], run, 0)
     assert session.code == 0, session.said
     assert digest(run) == whole[model]
@@ -131,21 +141,13 @@ def test_a_run_that_is_killed_between_any_two_operations_on_its_files_ends_bit_i
 
 @pytest.mark.parametrize("model", ["vit", "lora", "convnextv2"])
 def test_a_run_that_is_killed_at_random_moments_ends_bit_identical(model, commands, whole, tmp_path):
-    draw, run, killed = random.Random(f"{SEED} {model}"), tmp_path / "run", 0
-    while killed < 6:
-        seconds = draw.uniform(0.3, 1.8)
+    draw = random.Random(f"{SEED} {model}")
 
-        def kill_later(process, seconds=seconds):
-            time.sleep(seconds)
-            process.kill()
+    def kill_later(process):
+        time.sleep(draw.uniform(0.3, 1.8))
+        process.kill()
 
-        session = start(commands[model], run, 0, during=kill_later)
-        if session.code == 0:
-            assert digest(run) == whole[model]
-            run = tmp_path / f"run{killed}"
-            continue
-        assert session.code == -signal.SIGKILL, session.said
-        killed += 1
+    run = kill_again_and_again(6, lambda run: start(commands[model], run, 0, during=kill_later), whole[model], tmp_path)
     session = start(commands[model], run, 0)
     assert session.code == 0, session.said
     assert digest(run) == whole[model]
