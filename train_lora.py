@@ -17,12 +17,13 @@ from agritransfer.arguments import DataArguments, LoraArguments, ModelArguments,
 
 def main(data_args, model_args, lora_args, training_args):
     # Imported here, so that --help answers before torch is loaded
+    from agritransfer.checkpoint_uploads import UploadCheckpoints, fetch_checkpoint
     from agritransfer.data import counts_table, load_shift_photos, load_splits
     from agritransfer.evaluation import compute_metrics
     from agritransfer.memory import PeakMemory
     from agritransfer.models import hub_commit, load_pretrained, load_processor
     from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
-    from agritransfer.publishing import UploadCheckpoints, destination_of, fetch_checkpoint, publish_run
+    from agritransfer.publishing import destination_of, publish_run
     from agritransfer.resuming import checkpoint_to_resume, run_settings
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
     from agritransfer.strategies import add_lora, trainable_line

@@ -97,10 +97,16 @@ def best_of(checkpoint: Path) -> Path | None:
 
 def put_aside(checkpoint: Path) -> Path:
     """Rename a checkpoint so that it is no longer taken for one, and nothing is lost; returns its new place."""
-    taken = 0
-    while (aside := checkpoint.with_name(f"damaged-{checkpoint.name}" + (f".{taken}" if taken else ""))).exists():
+    return checkpoint.rename(free_name(checkpoint.with_name(f"damaged-{checkpoint.name}")))
+
+
+def free_name(path: Path) -> Path:
+    """This path, or the first of path.1, path.2, ... that is not taken."""
+    free, taken = path, 0
+    while free.exists():
         taken += 1
-    return checkpoint.rename(aside)
+        free = path.with_name(f"{path.name}.{taken}")
+    return free
 
 
 def point_to_best(checkpoint: Path) -> None:

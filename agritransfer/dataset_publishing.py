@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from agritransfer.data import SPLITS, Splits, load_splits
 from agritransfer.errors import DataError, PublishError, UsageError
-from agritransfer.publishing import last_part
 from agritransfer.report import markdown_table
-from agritransfer.uploading import download, patient_client, tag_commit, upload
+from agritransfer.uploading import download, last_part, patient_client, tag_commit, upload
 
 TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")

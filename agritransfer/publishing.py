@@ -9,8 +9,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,17 @@ import onnxruntime
 import torch
 import yaml
 from accelerate import PartialState
-from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
-    BaseImageProcessor,
-    TimmWrapperImageProcessor,
-    TrainerCallback,
     TrainingArguments,
     pipeline,
 )
 
 from agritransfer.card import eval_results, model_card
-from agritransfer.checkpoints import best_of, newest_checkpoint, write_manifest
+from agritransfer.checkpoint_uploads import upload_what_failed
 from agritransfer.errors import DataError, PublishError, UsageError
 from agritransfer.evaluation import read_predictions
 from agritransfer.models import load_processor
@@ -43,7 +39,17 @@ from agritransfer.results import KNOWN_FILE, read_results
 from agritransfer.run_folder import LOGIT_TOLERANCE, load_adapter
 from agritransfer.sources import in_one_line, read_source
 from agritransfer.training import say
-from agritransfer.uploading import LOST, NEVER, download, local_files, patient_client, preflight, tag_commit, upload
+from agritransfer.uploading import (
+    LOST,
+    Destination,
+    download,
+    last_part,
+    local_files,
+    patient_client,
+    preflight,
+    tag_commit,
+    upload,
+)
 
 # What may leave the run folder. Checkpoints hold pickles, predictions.csv names every photo, status.json is ours.
 PUBLISHED = (
@@ -56,22 +62,8 @@ PUBLISHED = (
     "figures/*.png",
 )
 STRATEGIES = ("end", "every_save", "checkpoint")
-CHECKPOINT_BRANCH = "last-checkpoint"
 COMPARED = 8
 EXAMPLE_SIDE = 1024
-
-
-@dataclass
-class Destination:
-    """Where a run is published, how, and what went wrong on the way there last."""
-
-    repo_id: str
-    private: bool
-    hub_strategy: str = "end"
-    share_splits: bool = True
-    licence: str | None = None
-    examples: tuple[Path, ...] = ()
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,11 +138,7 @@ def _publish(folder: Path, destination: Destination) -> Published:
         served = download(api, destination.repo_id, commit, export, Path(parent) / "cache")
         check_answers(results, destination.repo_id, commit, served, Path(parent) / "cache", photos)
         tag = tag_commit(api, destination.repo_id, commit)
-        last, _ = newest_checkpoint(folder / "checkpoints")
-        if CHECKPOINT_BRANCH in destination.failed and last is not None:
-            copy_resumable(last, Path(parent) / "checkpoints")
-            message = f"{last.name}, after training"
-            upload(api, Path(parent) / "checkpoints", destination.repo_id, message, branch=CHECKPOINT_BRANCH)
+        upload_what_failed(folder, destination)
         return Published(
             url=f"{huggingface_hub.constants.ENDPOINT}/{destination.repo_id}",
             commit=commit,
@@ -240,11 +228,6 @@ def published_results(results: dict[str, Any]) -> dict[str, Any]:
         "shift": shift and {**shift, "name": short(shift["name"])},
         "command": shlex.join(map(short, words)),
     }
-
-
-def last_part(name: str) -> str:
-    """The last part of a path, in the way of this machine or of the other kind."""
-    return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def _licence_of_base(api: huggingface_hub.HfApi, base: dict[str, Any] | None) -> str | None:
@@ -337,96 +320,3 @@ def _check_logits(way: str, tested: np.ndarray, found: np.ndarray) -> None:
         raise PublishError(
             f"{way} answers other than the tested model, by {difference:.3g} in its logits; do not use it"
         )
-
-
-def copy_checkpoint(checkpoint: Path, target: Path, patterns: Sequence[str] = ("*",)) -> None:
-    """Copy a checkpoint's files to a new folder, without the paths of this machine that the libraries write in them."""
-    target.mkdir()
-    for path in sorted(path for pattern in patterns for path in checkpoint.glob(pattern)):
-        # The card that peft writes names the base model's folder.
-        if path.name not in (*NEVER, "README.md"):
-            shutil.copyfile(path, target / path.name)
-    for name, key in (
-        ("adapter_config.json", "base_model_name_or_path"),
-        ("trainer_state.json", "best_model_checkpoint"),
-    ):
-        if (target / name).is_file():
-            facts = json.loads((target / name).read_text(encoding="utf-8"))
-            if facts[key] and Path(facts[key]).is_dir():
-                facts[key] = last_part(facts[key])
-            (target / name).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def copy_resumable(checkpoint: Path, target: Path) -> None:
-    """Copy all that a machine with an empty disk needs to go on: a checkpoint, and that of the best weights so far."""
-    target.mkdir()
-    for path in {checkpoint, best_of(checkpoint) or checkpoint}:
-        copy_checkpoint(path, target / path.name)
-        write_manifest(target / path.name)
-
-
-def fetch_checkpoint(folder: Path, destination: Destination, restart: bool) -> None:
-    """With `--hub_strategy checkpoint`, bring the last checkpoint back from the Hub where this disk has none.
-
-    Raises `UsageError` where the Hub cannot be asked: a run that began anew would replace what lies there.
-    """
-    ours = folder / "checkpoints"
-    if restart or destination.hub_strategy != "checkpoint" or not PartialState().is_main_process:
-        return
-    if any(ours.glob("checkpoint-*")):
-        return
-    try:
-        with patient_client(), tempfile.TemporaryDirectory() as cache:
-            served = huggingface_hub.snapshot_download(
-                destination.repo_id, revision=CHECKPOINT_BRANCH, cache_dir=cache, allow_patterns="checkpoint-*"
-            )
-            # Its manifest, read when the run goes on from it, tells whether all of it arrived.
-            shutil.copytree(served, ours, dirs_exist_ok=True)
-    except RevisionNotFoundError:
-        return
-    except LOST as error:
-        raise UsageError(
-            f"the last checkpoint of {destination.repo_id} could not be fetched ({in_one_line(error)}); try again, or "
-            "begin anew with --restart"
-        ) from error
-    say(f"the last checkpoint of {destination.repo_id} is fetched from the Hub")
-
-
-class UploadCheckpoints(TrainerCallback):
-    """Uploads what was just saved, as `--hub_strategy` asks; training waits for it, and goes on when it fails.
-
-    `every_save`: the weights so far, on main, until the publish at the end takes their place. `checkpoint`: also all
-    that is needed to resume, on a branch of its own. The stock Trainer does so in the background, and says nothing of
-    a failure.
-    """
-
-    def __init__(self, destination: Destination, processor: BaseImageProcessor):
-        self.destination, self.processor = destination, processor
-        self.api = huggingface_hub.HfApi()
-
-    def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero or self.destination.hub_strategy == "end":
-            return
-        checkpoint = Path(args.output_dir) / "checkpoints" / f"checkpoint-{state.global_step}"
-        with tempfile.TemporaryDirectory() as parent:
-            weights, whole = Path(parent) / "weights", Path(parent) / "whole"
-            copy_checkpoint(checkpoint, weights, ("*.safetensors", "config.json", "adapter_config.json"))
-            if not isinstance(self.processor, TimmWrapperImageProcessor):
-                self.processor.save_pretrained(weights)
-            self._upload(weights, "main", f"training in progress, step {state.global_step}")
-            if self.destination.hub_strategy == "checkpoint":
-                copy_resumable(checkpoint, whole)
-                self._upload(whole, CHECKPOINT_BRANCH, f"checkpoint of step {state.global_step}")
-
-    def _upload(self, folder: Path, branch: str, message: str) -> None:
-        repo_id, failed = self.destination.repo_id, self.destination.failed
-        try:
-            with patient_client():
-                if branch != "main":
-                    self.api.create_branch(repo_id, branch=branch, exist_ok=True)
-                upload(self.api, folder, repo_id, message, branch=branch, attempts=1)
-        except (PublishError, *LOST) as error:
-            failed[branch] = in_one_line(error)
-            say(f"not uploaded to {branch}: {failed[branch]}; training goes on, the next save tries again")
-        else:
-            failed.pop(branch, None)

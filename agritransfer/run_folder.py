@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from agritransfer.calibration import calibrated_probabilities, confidence_bins
+from agritransfer.checkpoints import free_name
 from agritransfer.data import SPLITS, Splits, write_splits_file
 from agritransfer.errors import DataError, DivergedError, Preempted, PublishError, StorageError, UsageError
 from agritransfer.evaluation import predict, write_predictions
@@ -62,7 +63,7 @@ def run_folder(args: TrainingArguments, restart: bool) -> Iterator[Path]:
     PartialState().wait_for_everyone()
     if args.should_save:
         if restart and folder.exists():
-            print(f"the earlier run is put aside as {folder.rename(_free_name(folder))}")
+            print(f"the earlier run is put aside as {folder.rename(free_name(folder))}")
         folder.mkdir(parents=True, exist_ok=True)
         _write_status(folder, "running", None)
     with preemptible(), _reported(folder, args.should_save):
@@ -111,13 +112,6 @@ def _say(error: Exception | Preempted, before: str = "error: ", after: str = "")
     if PartialState().is_main_process:
         print(f"{Path(sys.argv[0]).name}: {before}{error}{after}", file=sys.stderr)
     return error.exit_code
-
-
-def _free_name(folder: Path) -> Path:
-    taken = 1
-    while (aside := folder.with_name(f"{folder.name}.{taken}")).exists():
-        taken += 1
-    return aside
 
 
 def _write_status(folder: Path, state: str, exit_code: int | None) -> None:

@@ -55,7 +55,7 @@ def publish_space(space_id: str, model_id: str, published: Published, licence: s
         commit = upload(
             api, Path(parent) / "space", space_id, f"Serve {model_id} at {published.commit[:7]}", kind="space"
         )
-        _wait_until_it_runs(api, space_id, commit)
+        _wait_until_it_runs(api, space_id)
     return {"url": space_url(space_id), "commit": commit, "seconds": time.perf_counter() - started}
 
 
@@ -77,16 +77,10 @@ def write_space(folder: Path, model_id: str, licence: str | None) -> None:
     card.save(folder / "README.md")
 
 
-def _wait_until_it_runs(api: huggingface_hub.HfApi, space_id: str, commit: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            runtime = api.wait_for_space(space_id, timeout=max(0.0, end - time.monotonic()), poll_interval=POLL)
-        except LOST as error:
-            raise PublishError(f"it is uploaded, but whether it runs is not known ({error})") from error
-        # For a while the Hub still tells of the version before.
-        if runtime.raw.get("sha", commit) == commit:
-            break
-        time.sleep(POLL)
+def _wait_until_it_runs(api: huggingface_hub.HfApi, space_id: str) -> None:
+    try:
+        runtime = api.wait_for_space(space_id, timeout=PATIENCE, poll_interval=POLL)
+    except LOST as error:
+        raise PublishError(f"it is uploaded, but whether it runs is not known ({error})") from error
     if runtime.stage != "RUNNING":
         raise PublishError(f"it is uploaded, but its stage is {runtime.stage}; its log is at {space_url(space_id)}")

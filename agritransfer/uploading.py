@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
@@ -30,6 +31,24 @@ PATIENCE = 300
 # Seconds without a sign of the Hub, of one read or write. The client itself would wait for ever.
 TIMEOUT = 60.0
 LOST = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError)
+
+
+@dataclass
+class Destination:
+    """Where a run is published, how, and what went wrong on the way there last."""
+
+    repo_id: str
+    private: bool
+    hub_strategy: str = "end"
+    share_splits: bool = True
+    licence: str | None = None
+    examples: tuple[Path, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def last_part(name: str) -> str:
+    """The last part of a path, in the way of this machine or of the other kind."""
+    return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def preflight(name: str, private: bool, folder: Path, kind: str = "model") -> str:

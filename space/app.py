@@ -36,7 +36,7 @@ WANTED = ("onnx/*", "results.json", "known_features.safetensors", "examples/*.jp
 # Seconds: how often old uploads are looked for, and how old they get.
 LOOK_EVERY, KEPT_FOR = 300, 900
 MOST_WAITING = 16
-# A photo stands up to be looked at, not to be looked away from: the camera of a phone's back, not mirrored.
+# The camera at the back of a phone, and not mirrored.
 CAMERA = gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": {"ideal": "environment"}}})
 # Gradio translates in the browser, into the languages that it has texts of its own in.
 LANGUAGES_NOT_IN_GRADIO = ("sw",)

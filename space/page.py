@@ -66,8 +66,8 @@ def percent(share: float, digits: int = 0) -> str:
 def sentence(answer: Answer, code: str) -> str:
     """The verdict in one plain sentence."""
     texts = TRANSLATIONS[code]
-    first, second = (label_text(label) for label in (answer.labels * 2)[:2])
-    chances = [percent(chance) for chance in (answer.probabilities * 2)[:2]]
+    first, second = map(label_text, answer.labels[:2])
+    chances = list(map(percent, answer.probabilities[:2]))
     if answer.verdict == "answer":
         return f"{texts['answer']} {first} ({chances[0]})."
     if answer.verdict == "unknown":

@@ -51,6 +51,17 @@ def field_photos(tmp_path_factory) -> Path:
     return put_photos(tmp_path_factory.mktemp("data") / "field", seed=1)
 
 
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    """A process that runs the project's commands against the loopback Hub of a test file, its fixture `hub`."""
+    # It imports this file.
+    from hubclient import HubClient
+
+    client = HubClient(hub.url, tmp_path_factory.mktemp("home"))
+    yield client
+    client.close()
+
+
 def put_photos(folder: Path, seed: int) -> Path:
     random = np.random.default_rng(seed)
     for label, colour in COLOURS.items():

@@ -10,12 +10,12 @@ import onnx
 import pytest
 import yaml
 from conftest import ROOT
-from hubclient import HubClient
 from hubserver import Fault, HubServer, serve
 from PIL import ExifTags, Image
 
 from agritransfer.data import load_splits
-from agritransfer.publishing import last_part, published_results
+from agritransfer.publishing import published_results
+from agritransfer.uploading import last_part
 
 RUN_FILES = {
     "README.md",
@@ -43,13 +43,6 @@ def hub(tmp_path_factory, tiny_vit) -> HubServer:
     server, _ = serve(root, lfs_threshold=5_000)
     yield server
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory) -> HubClient:
-    client = HubClient(hub.url, tmp_path_factory.mktemp("home"))
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="module")

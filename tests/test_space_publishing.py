@@ -28,13 +28,6 @@ def hub(tmp_path_factory) -> HubServer:
 
 
 @pytest.fixture(scope="module")
-def client(hub, tmp_path_factory) -> HubClient:
-    client = HubClient(hub.url, tmp_path_factory.mktemp("home"))
-    yield client
-    client.close()
-
-
-@pytest.fixture(scope="module")
 def run(client, photos, tiny_vit, tmp_path_factory) -> Path:
     """A finished and exported run."""
     run = tmp_path_factory.mktemp("runs") / "leaves"

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agritransfer.publishing import Destination, Published
+    from agritransfer.publishing import Published
+    from agritransfer.uploading import Destination
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +48,9 @@ def yes_or_no(text: str) -> bool:
 def run(arguments: argparse.Namespace) -> int:
     """Publish and check, with its Space where one is asked for; returns 0."""
     from agritransfer.errors import UsageError
-    from agritransfer.publishing import Destination, publish_run
+    from agritransfer.publishing import publish_run
     from agritransfer.space_publishing import preflight_space
-    from agritransfer.uploading import preflight
+    from agritransfer.uploading import Destination, preflight
 
     if not (arguments.run / "results.json").is_file():
         raise UsageError(f"'{arguments.run}' is no finished run; a finished run holds results.json")
