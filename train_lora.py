@@ -22,7 +22,8 @@ def main(data_args, model_args, lora_args, training_args):
     from agritransfer.evaluation import compute_metrics
     from agritransfer.memory import PeakMemory
     from agritransfer.models import hub_commit, load_pretrained, load_processor
-    from agritransfer.pixels import build_augmentation, processor_image_size, training_processor
+    from agritransfer.pixel_store import PixelStore
+    from agritransfer.pixels import build_augmentation, processor_image_size
     from agritransfer.publishing import destination_of, publish_run
     from agritransfer.resuming import checkpoint_to_resume, run_settings
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
@@ -39,9 +40,7 @@ def main(data_args, model_args, lora_args, training_args):
 
         # Photos: who is in which split, every one decoded once
         splits = load_splits(data_args.dataset_name, **data_args.split_options())
-        shift = None
-        if data_args.shift_dataset_name is not None:
-            splits, shift = load_shift_photos(data_args.shift_dataset_name, splits, **data_args.shift_options())
+        splits, shift = load_shift_photos(data_args.shift_dataset_name, splits, **data_args.shift_options())
         say(*map(counts_table, filter(None, [splits, shift])), memory.line("photos"))
 
         # Model
@@ -67,6 +66,12 @@ def main(data_args, model_args, lora_args, training_args):
         )
         say(trainable_line(model), memory.line("model"))
 
+        # Pixels: decoded once, for this run and for those to come
+        store = PixelStore(data_args.pixel_store, data_args.pixel_store_gb)
+        train_photos = splits.training_photos(processor, data_args.augmentation, store)
+        validation_photos = splits.dataset("validation", processor, store)
+        say(store.line(), memory.line("pixels"))
+
         # Training, from the last complete checkpoint where there is one
         settings = run_settings(splits, base_model, data_args, model_args, lora_args, training_args)
         trainer = ImageTrainer(
@@ -74,8 +79,8 @@ def main(data_args, model_args, lora_args, training_args):
             args=training_args,
             settings=settings,
             processor=processor,
-            train_dataset=splits.dataset("train", training_processor(processor, data_args.augmentation)),
-            eval_dataset=splits.dataset("validation", processor),
+            train_dataset=train_photos,
+            eval_dataset=validation_photos,
             augment=build_augmentation(data_args.augmentation, image_size, len(splits.labels)),
             class_weights=class_weights(data_args.class_weights, splits.label_indices("train"), len(splits.labels)),
             early_stopping_patience=data_args.early_stopping_patience,
@@ -85,21 +90,13 @@ def main(data_args, model_args, lora_args, training_args):
             trainer.add_callback(UploadCheckpoints(destination, processor))
             fetch_checkpoint(folder, destination, data_args.restart)
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, settings))
-        say(memory.line("training"))
+        say(trainer.times.line(), memory.line("training"))
 
         # Run folder: the best weights, proven on disk, then scored from there
         save_model(trainer, processor, splits, base_model)
-        outputs = score_run(folder, splits, shift, training_args.per_device_eval_batch_size)
+        outputs = score_run(folder, splits, shift, training_args.per_device_eval_batch_size, store)
         write_results(
-            folder,
-            trainer,
-            splits,
-            shift,
-            outputs,
-            memory,
-            strategy=lora_args.strategy,
-            base_model=base_model,
-            target_error=data_args.target_error,
+            folder, trainer, splits, shift, outputs, memory, lora_args.strategy, base_model, data_args.target_error
         )
         publish_run(folder, destination)
 

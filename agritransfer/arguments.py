@@ -59,8 +59,17 @@ class DataArguments:
     max_train_samples: int | None = _flag(None, "Train on this many photos at most, drawn with --split_seed.")
     max_eval_samples: int | None = _flag(None, "Score this many photos of each split at most; for trying things out.")
     image_size: int | None = _flag(None, "Side of the model's input in pixels; changes model and processor together.")
-    augmentation: Literal["none", "light", "strong"] = _flag(
-        "light", "light: flips and mild crop. strong: adds wide crops, TrivialAugmentWide, mixup, cutmix, erasing."
+    augmentation: Literal["none", "crop", "light", "strong"] = _flag(
+        "light",
+        "crop: flips, and a crop of the model's own size (fastest on a CPU). light: flips, and crops of several sizes. "
+        "strong: adds wide crops, TrivialAugmentWide, mixup, cutmix, erasing.",
+    )
+    pixel_store: Literal["auto", "off"] = _flag(
+        "auto",
+        "auto: photos are decoded once, into the cache of `datasets`, for this run and later ones; off: each time.",
+    )
+    pixel_store_gb: float = _flag(
+        16, "Most that all stored pixels may take on the disk, in 10^9 bytes; the longest unused ones make room."
     )
     class_weights: Literal["none", "balanced"] = _flag("none", "balanced: rare classes weigh more in the loss.")
     early_stopping_patience: int | None = _flag(

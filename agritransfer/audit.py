@@ -31,12 +31,16 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one photo's file tells: why it cannot be used ("" when it can), its sha256, its look, notes on the file."""
+    """What one photo's file tells: why it cannot be used ("" when it can), its sha256, its look, notes on the file.
+
+    `size` is (width, height) of the upright photo in pixels.
+    """
 
     reason: str
     digest: str
     look: np.ndarray
     notes: tuple[str, ...]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,12 @@ def _inspect(image: dict | None, name: str) -> Inspection:
         image = image or {"bytes": b"", "path": None}
         content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         if not content:
-            return Inspection("the file is empty", "", nothing, ())
-        look, notes = thumbnail(decode_photo(content)), file_notes(content, name)
+            return Inspection("the file is empty", "", nothing, (), (0, 0))
+        picture = decode_photo(content)
+        look, notes = thumbnail(picture), file_notes(content, name)
     except (OSError, ValueError) as error:
-        return Inspection(in_one_line(error), "", nothing, ())
-    return Inspection("", hashlib.sha256(content).hexdigest(), look, notes)
+        return Inspection(in_one_line(error), "", nothing, (), (0, 0))
+    return Inspection("", hashlib.sha256(content).hexdigest(), look, notes, picture.size)
 
 
 def class_faults(source: Source) -> list[str]:

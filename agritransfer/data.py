@@ -19,7 +19,8 @@ from agritransfer.audit import Examination, Inspection, class_faults, examine, p
 from agritransfer.cuts import cut_splits, draw_samples
 from agritransfer.duplicates import connect
 from agritransfer.errors import DataError, UsageError
-from agritransfer.pixels import PhotoDataset
+from agritransfer.pixel_store import PixelStore
+from agritransfer.pixels import EvaluationPixels, PhotoDataset, WholePhotos, training_pixels
 from agritransfer.sources import Photo, read_source, read_table
 
 SPLITS = ("train", "validation", "test")
@@ -61,11 +62,24 @@ class Splits:
         """The label of each photo of one split, as its place in `labels`."""
         return [self.labels.index(photo.label) for photo in self.of(split)]
 
-    def dataset(self, split: str, processor: BaseImageProcessor) -> PhotoDataset:
-        """The photos of one split as items for Trainer."""
+    def dataset(self, split: str, processor: BaseImageProcessor, store: PixelStore | None = None) -> PhotoDataset:
+        """The photos of one split as they are scored, kept in the store where one is given."""
+        return self._items(split, EvaluationPixels(processor), store)
+
+    def training_photos(self, processor: BaseImageProcessor, augmentation: str, store: PixelStore) -> PhotoDataset:
+        """The photos to train on, as this augmentation wants them."""
+        return self._items("train", training_pixels(processor, augmentation), store)
+
+    def _items(self, split: str, pixels: EvaluationPixels | WholePhotos, store: PixelStore | None) -> PhotoDataset:
         photos = self.of(split)
         rows, files = [photo.row for photo in photos], [photo.file for photo in photos]
-        return PhotoDataset(self.images, rows, self.label_indices(split), files, processor)
+        items = PhotoDataset(self.images, rows, self.label_indices(split), files, pixels)
+        if store is None:
+            return items
+        seen = [
+            inspection for photo, inspection in zip(self.photos, self.inspections, strict=True) if photo.split == split
+        ]
+        return store.keep(items, [each.digest for each in seen], [each.size for each in seen])
 
 
 def load_splits(
@@ -138,7 +152,7 @@ def load_splits(
 
 
 def load_shift_photos(
-    dataset_name: str,
+    dataset_name: str | None,
     splits: Splits,
     *,
     image_column_name: str | None = None,
@@ -146,11 +160,14 @@ def load_shift_photos(
     on_broken: Literal["stop", "skip"] = "stop",
     on_leakage: Literal["drop", "keep", "stop"] = "drop",
     max_eval_samples: int | None = None,
-) -> tuple[Splits, Splits]:
+) -> tuple[Splits, Splits | None]:
     """A second test set, its labels aligned by name with the trained ones; a split set gives its test only.
 
-    Returns `splits` without the train and validation photos that the second set holds too, and the second set.
+    Returns `splits` without the train and validation photos that the second set holds too, and the second set; without
+    a name `splits` as they are, and None.
     """
+    if dataset_name is None:
+        return splits, None
     source = read_source(dataset_name, image_column=image_column_name, label_column=label_column_name)
     if unknown := sorted(set(source.labels) - set(splits.labels)):
         raise DataError(f"'{dataset_name}' has labels that are not trained: {unknown}; trained are {splits.labels}")

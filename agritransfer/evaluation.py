@@ -78,7 +78,7 @@ def predict(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> t
     with state.split_between_processes(list(range(len(dataset)))) as mine:
         loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate)
         bar = tqdm(loader, desc="scoring", delay=2, leave=False, disable=None if state.is_main_process else True)
-        outputs = list(model_outputs(model, dataset.processor, (batch["pixel_values"] for batch in bar)))
+        outputs = list(model_outputs(model, dataset.pixels.processor, (batch["pixel_values"] for batch in bar)))
     logits, features = zip(*outputs, strict=True) if outputs else ((), ())
     return np.concatenate(gather_object(list(logits))), np.concatenate(gather_object(list(features)))
 

@@ -1,13 +1,15 @@
 """What happens to one photo, and to one batch?
 
-An item of a dataset is uint8 pixels and a label. Evaluation pixels are those of the model's own image processor;
-augmentation and normalisation run on whole batches, on the device that trains.
+An item of a dataset is uint8 pixels and a label. Evaluation pixels are those of the model's own image processor,
+training pixels the whole photo, made smaller; augmentation and normalisation run on batches, on the device that trains.
 """
 
 import copy
 import io
+import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,10 @@ FORMAT_OF_SUFFIX = {
 MAX_PIXELS = 40_000_000
 # A ConvNeXt's processor cuts a centre out of smaller photos, and squashes larger ones.
 CONVNEXT_SQUASHES_FROM = 384
-# Training pixels are this much larger than the model's input, so that a crop has room to move.
+# The shorter side of a training photo is this much longer than the model's input, so that a crop has room to move.
 CROP_MARGIN = 8 / 7
+# A panorama is squeezed to this shape, so that no photo takes the memory of many.
+LONGEST_STRIP = 4
 
 
 def decode_photo(photo: str | Path | bytes, least_side: int | None = None) -> Image.Image:
@@ -185,11 +189,57 @@ def _transformers_geometry(facts: dict[str, Any]) -> dict[str, Any]:
     return {"resize": resize, "resample": resample, "crop": crop, "odd_pixel": "down"}
 
 
+@dataclass(frozen=True)
+class EvaluationPixels:
+    """The pixels that a model is tested and served with: those of its processor."""
+
+    processor: BaseImageProcessor
+
+    def read(self, photo: str | bytes) -> torch.Tensor:
+        """Decode one photo: uint8, of shape (side, side, 3)."""
+        return photo_pixels(self.processor, decode_photo(photo)).permute(1, 2, 0)
+
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width that a photo of this size will have."""
+        side = processor_image_size(self.processor)
+        return side, side
+
+    def mark(self) -> str:
+        """All that decides what `read` gives."""
+        processor = self.processor
+        settings = processor.data_config if isinstance(processor, TimmWrapperImageProcessor) else processor.to_dict()
+        return f"{type(processor).__name__} {json.dumps(settings, sort_keys=True, default=str)}"
+
+
+@dataclass(frozen=True)
+class WholePhotos:
+    """The pixels that crops are drawn from: the whole photo in its own shape, made so small as crops allow."""
+
+    shorter_side: int
+
+    def read(self, photo: str | bytes) -> torch.Tensor:
+        """Decode one photo: uint8, of shape (height, width, 3)."""
+        # Half the work for photos of phones; at twice the size, no crop will show it.
+        image = decode_photo(photo, least_side=2 * self.shorter_side)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return v2.functional.resize(pixels, list(self.shape(*image.size))).permute(1, 2, 0)
+
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width that a photo of this size will have; no side is over 4 times the other."""
+        scale = self.shorter_side / min(width, height)
+        longest = LONGEST_STRIP * self.shorter_side
+        return min(round(height * scale), longest), min(round(width * scale), longest)
+
+    def mark(self) -> str:
+        """All that decides what `read` gives."""
+        return f"whole photos {self.shorter_side}"
+
+
 class PhotoDataset(torch.utils.data.Dataset):
-    """Photos as items for Trainer: `pixel_values` uint8 (3, side, side), `labels` int, `files` its name.
+    """Photos as items for Trainer, their `pixel_values` uint8, with `labels` and `files`.
 
     `images` has the column `image` (path or bytes); `rows`, `labels` and `files` give the place, the label and the name
-    of each item.
+    of each item, `pixels` says how it is decoded. Where `stored` has the pixels already, none is.
     """
 
     def __init__(
@@ -198,56 +248,98 @@ class PhotoDataset(torch.utils.data.Dataset):
         rows: Sequence[int],
         labels: Sequence[int],
         files: Sequence[str],
-        processor: BaseImageProcessor,
+        pixels: EvaluationPixels | WholePhotos,
+        stored: Sequence[torch.Tensor] | None = None,
     ):
-        self.images, self.rows, self.labels, self.files, self.processor = images, rows, labels, files, processor
+        self.images, self.rows, self.labels, self.files, self.pixels = images, rows, labels, files, pixels
+        self.stored = stored
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = self.decode(index) if self.stored is None else self.stored[index]
+        if isinstance(self.pixels, EvaluationPixels):
+            pixels = {"pixel_values": pixels.permute(2, 0, 1)}
+        else:
+            pixels = {"photo": pixels}
+        return {**pixels, "labels": self.labels[index], "files": self.files[index]}
+
+    def decode(self, index: int) -> torch.Tensor:
+        """The pixels of one item from its file: uint8, of shape (height, width, 3)."""
         image = self.images[self.rows[index]]["image"]
-        pixels = photo_pixels(self.processor, decode_photo(image["bytes"] or image["path"]))
-        return {"pixel_values": pixels, "labels": self.labels[index], "files": self.files[index]}
+        return self.pixels.read(image["bytes"] or image["path"])
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack items to `pixel_values` uint8 (batch, 3, side, side) and `labels` int64 (batch,); `files` names them."""
+    """One batch: `pixel_values`, `labels` int64 (batch,) and `files`, the names.
+
+    Pixels to score are uint8 (batch, 3, side, side). Whole photos differ in shape, so theirs are uint8 (bytes,), one
+    after the other, and `shapes` int64 (batch, 2) tells height and width.
+    """
+    if "photo" in items[0]:
+        pixels = {
+            "pixel_values": torch.cat([item["photo"].flatten() for item in items]),
+            "shapes": torch.tensor([item["photo"].shape[:2] for item in items]),
+        }
+    else:
+        pixels = {"pixel_values": torch.stack([item["pixel_values"] for item in items]).contiguous()}
     return {
-        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        **pixels,
         "labels": torch.tensor([item["labels"] for item in items]),
         "files": [item["files"] for item in items],
     }
 
 
-def training_processor(processor: BaseImageProcessor, augmentation: str) -> BaseImageProcessor:
-    """The processor of training photos: evaluation's own, with a margin to crop into where there is augmentation."""
+def training_pixels(processor: BaseImageProcessor, augmentation: str) -> EvaluationPixels | WholePhotos:
+    """How training photos are decoded: as they are scored, or whole, with room to crop, where there is augmentation."""
     if augmentation == "none":
-        return processor
-    return resize_processor(processor, round(processor_image_size(processor) * CROP_MARGIN))
+        return EvaluationPixels(processor)
+    return WholePhotos(round(processor_image_size(processor) * CROP_MARGIN))
 
 
 def build_augmentation(
     augmentation: str, image_size: int, num_labels: int
-) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """A function from uint8 pixels and labels of a batch to augmented float pixels (0 to 255) and labels.
+) -> Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]:
+    """A function from a batch of `collate` to float pixels (batch, 3, side, side) from 0 to 255, and its labels.
 
     `strong` mixes photos, so its labels are shares of shape (batch, num_labels).
     """
     if augmentation == "none":
-        return lambda pixels, labels: (pixels.float(), labels)
-    flips = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+        return lambda batch: (batch["pixel_values"].float(), batch["labels"])
+    if augmentation == "crop":
+        crop = v2.RandomCrop(image_size)
+        return lambda batch: (_crops(batch, crop).float(), batch["labels"])
     if augmentation == "light":
-        of_one_photo = v2.Compose([v2.RandomResizedCrop(image_size, scale=(0.6, 1.0), ratio=(0.9, 1.1)), *flips])
-        return lambda pixels, labels: (_each(of_one_photo, pixels).float(), labels)
+        crop = v2.RandomResizedCrop(image_size, scale=(0.6, 1.0))
+        return lambda batch: (_crops(batch, crop).float(), batch["labels"])
 
-    of_one_photo = v2.Compose(
-        [v2.RandomResizedCrop(image_size, scale=(0.25, 1.0)), *flips, v2.TrivialAugmentWide(), v2.RandomErasing(p=0.25)]
-    )
+    crop = v2.RandomResizedCrop(image_size, scale=(0.25, 1.0))
+    change = v2.Compose([v2.TrivialAugmentWide(), v2.RandomErasing(p=0.25)])
     mix = v2.RandomChoice([v2.MixUp(alpha=0.2, num_classes=num_labels), v2.CutMix(num_classes=num_labels)])
-    return lambda pixels, labels: mix(_each(of_one_photo, pixels).float(), labels)
+
+    def strong(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        # A torchvision transform draws once for all that it is given; every photo needs a draw of its own.
+        changed = torch.stack([change(photo) for photo in _crops(batch, crop)])
+        return mix(changed.float(), batch["labels"])
+
+    return strong
 
 
-def _each(transform: Callable, pixels: torch.Tensor) -> torch.Tensor:
-    # A torchvision transform draws once for all that it is given; every photo needs a draw of its own.
-    return torch.stack([transform(photo) for photo in pixels])
+def _crops(batch: dict[str, torch.Tensor], crop: v2.Transform) -> torch.Tensor:
+    """A crop out of each photo, flipped or not, either way: uint8 (batch, 3, side, side)."""
+    # Drawn at once, since a leaf on a table has no up and down.
+    flips = (torch.rand(len(batch["labels"]), 2) < 0.5).tolist()
+    crops = []
+    for photo, (down, across) in zip(_photos_of(batch), flips, strict=True):
+        crops.append(crop(photo).flip([-2] * down + [-1] * across))
+    return torch.stack(crops).contiguous()
+
+
+def _photos_of(batch: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The whole photos of a batch, each uint8 (3, height, width)."""
+    start = 0
+    for height, width in batch["shapes"].tolist():
+        end = start + height * width * 3
+        yield batch["pixel_values"][start:end].view(height, width, 3).permute(2, 0, 1)
+        start = end

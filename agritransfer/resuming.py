@@ -29,7 +29,7 @@ MAY_DIFFER = {
     *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "log_on_each_node"),
     *("save_total_limit", "save_on_each_node", "per_device_eval_batch_size", "eval_accumulation_steps", "ddp_timeout"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
-    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "pixel_store", "pixel_store_gb"),
 }
 
 

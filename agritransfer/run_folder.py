@@ -36,6 +36,7 @@ from agritransfer.evaluation import predict, write_predictions
 from agritransfer.figures import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
 from agritransfer.memory import PeakMemory
 from agritransfer.models import load_classifier, load_pretrained
+from agritransfer.pixel_store import PixelStore
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
 from agritransfer.results import KNOWN_FILE, read_results, results_table, score_splits
 from agritransfer.sources import Photo
@@ -170,13 +171,13 @@ def _check_same(trained: torch.Tensor, loaded: torch.Tensor, what: str) -> None:
 
 
 def score_run(
-    folder: Path, splits: Splits, shift: Splits | None, batch_size: int
+    folder: Path, splits: Splits, shift: Splits | None, batch_size: int, store: PixelStore
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Logits and features of the saved model, loaded as anyone loads it; the test is seen only here, and once."""
     PartialState().wait_for_everyone()
     model, processor = load_classifier(folder)
     sources = {"validation": splits, "test": splits} | ({"shift": shift} if shift else {})
-    return {split: predict(model, s.dataset(split, processor), batch_size) for split, s in sources.items()}
+    return {split: predict(model, s.dataset(split, processor, store), batch_size) for split, s in sources.items()}
 
 
 def write_results(
@@ -186,7 +187,6 @@ def write_results(
     shift: Splits | None,
     outputs: dict[str, tuple[np.ndarray, np.ndarray]],
     memory: PeakMemory,
-    *,
     strategy: str,
     base_model: dict | None,
     target_error: float,

@@ -16,6 +16,7 @@ import transformers
 from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import (
     BaseImageProcessor,
@@ -32,7 +33,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from agritransfer.arguments import available_cores
 from agritransfer.checkpoints import MANIFEST, fault_of, write_manifest
 from agritransfer.errors import DivergedError, StorageError
-from agritransfer.pixels import collate, normalization
+from agritransfer.pixel_store import StoredPixels
+from agritransfer.pixels import PhotoDataset, collate, normalization
 from agritransfer.stopping import SafeStop, ignore_signals
 from agritransfer.strategies import count_parameters
 
@@ -67,24 +69,28 @@ class ImageTrainer(Trainer):
         self,
         *,
         processor: BaseImageProcessor,
-        augment: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        augment: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]],
         class_weights: torch.Tensor | None,
         early_stopping_patience: int | None,
         settings: dict[str, Any],
         args: TrainingArguments,
+        train_dataset: Dataset,
         parameter_groups: list[dict] | None = None,
         **kwargs: Any,
     ):
         if parameter_groups is not None:
             optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args)
             kwargs["optimizer_cls_and_kwargs"] = (optimizer, options | {"params": parameter_groups})
+        if isinstance(train_dataset, PhotoDataset) and train_dataset.stored is not None:
+            _load_without_workers(args, train_dataset.stored)
         super().__init__(
             args=args,
+            train_dataset=train_dataset,
             data_collator=collate,
             compute_loss_func=classification_loss(class_weights, args.label_smoothing_factor),
             **kwargs,
         )
-        self.augment, self.settings = augment, settings
+        self.augment, self.settings, self.times = augment, settings, Times()
         # Taken from the Trainer, which deletes an old checkpoint before the new one is complete.
         self.checkpoints_kept, args.save_total_limit = args.save_total_limit, None
         # Counted now, since merging adapters uses the model up.
@@ -102,14 +108,32 @@ class ImageTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        pixels, labels = inputs["pixel_values"], inputs["labels"]
-        pixels, labels = self.augment(pixels, labels) if self.model.training else (pixels.float(), labels)
-        return {"pixel_values": (pixels - self.mean) / self.std, "labels": labels}
+        if not self.model.training:
+            return self._normalised(inputs["pixel_values"].float(), inputs["labels"])
+        with self.times.spent("augmentation"):
+            return self._normalised(*self.augment(inputs))
+
+    def _normalised(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        # In place: fresh memory for a batch of floats costs more than the arithmetic.
+        return {"pixel_values": pixels.sub_(self.mean).div_(self.std), "labels": labels}
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        with self.times.spent("waiting for photos"):
+            return super().get_batch_samples(*args)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        loss = super().training_step(model, inputs, *args)
-        self.safe_stop.watch(loss, inputs["files"])
+        with self.times.spent("forward and backward"):
+            loss = super().training_step(model, inputs, *args)
+            self.safe_stop.watch(loss, inputs["files"])
         return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.times.spent("validation"):
+            return super().evaluate(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self.times.spent("optimizer and the rest"):
+            return super().train(*args, **kwargs)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         loader = super()._get_dataloader(*args, **kwargs)
@@ -125,6 +149,10 @@ class ImageTrainer(Trainer):
         return os.path.join(self.args.output_dir, "checkpoints")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.times.spent("checkpoints"):
+            self._save_whole_checkpoint(model, trial)
+
+    def _save_whole_checkpoint(self, model: nn.Module, trial: Any) -> None:
         parent = Path(self._get_output_dir(trial))
         checkpoint = parent / f"checkpoint-{self.state.global_step}"
         if (checkpoint / MANIFEST).exists():
@@ -132,7 +160,7 @@ class ImageTrainer(Trainer):
             return
         _check_finite(self.model, self.state.global_step)
         with _whole_or_gone(checkpoint):
-            super()._save_checkpoint(model, trial)
+            Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with _whole_or_gone(checkpoint):
@@ -158,6 +186,40 @@ class ImageTrainer(Trainer):
             load_strictly(self.model, self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+
+
+class Times:
+    """Where the time of a run goes, in seconds; what lies within another stage is counted once, in its own."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.within: list[float] = []
+
+    @contextmanager
+    def spent(self, stage: str) -> Iterator[None]:
+        """Count the time of this block, without that of the blocks inside it, as this stage's."""
+        started = time.perf_counter()
+        self.within.append(0.0)
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds - self.within.pop()
+            if self.within:
+                self.within[-1] += seconds
+
+    def line(self) -> str:
+        """The share of each stage, the largest first."""
+        total = sum(self.seconds.values())
+        shares = sorted(self.seconds.items(), key=lambda entry: -entry[1])
+        return f"time, {_duration(total)}: " + ", ".join(f"{stage} {part / total:.0%}" for stage, part in shares)
+
+
+def _load_without_workers(args: TrainingArguments, stored: StoredPixels) -> None:
+    # A fetch is one copy out of memory, which costs less than handing it from one process to another.
+    args.dataloader_num_workers = 0
+    if args.device.type == "cuda" and stored.move_to_gpu(args.device):
+        args.dataloader_pin_memory = False
 
 
 def load_strictly(model: PreTrainedModel, checkpoint: str) -> None:

@@ -20,7 +20,7 @@ from agritransfer.data import load_splits
 from agritransfer.duplicates import find_duplicates, thumbnail
 from agritransfer.evaluation import predict
 from agritransfer.models import load_pretrained, load_processor
-from agritransfer.pixels import PhotoDataset, decode_photo
+from agritransfer.pixels import EvaluationPixels, PhotoDataset, decode_photo
 from agritransfer.probes import out_of_fold_probabilities
 
 SIDE = 64
@@ -127,7 +127,9 @@ def main() -> None:
     model = load_pretrained(model_name, None, splits.labels, IMAGE_SIZE)
     labels = np.array([splits.labels.index(photo.label) for photo in splits.photos])
     rows = [photo.row for photo in splits.photos]
-    _, features = predict(model, PhotoDataset(splits.images, rows, labels.tolist(), processor), batch_size=64)
+    _, features = predict(
+        model, PhotoDataset(splits.images, rows, labels.tolist(), EvaluationPixels(processor)), batch_size=64
+    )
     group_of = {place: f"group {number}" for number, group in enumerate(groups) for place in group}
     names = [group_of.get(place, f"photo {place}") for place in range(len(photos))]
     for kind, of in (("divide copies", [""] * len(photos)), ("keep copies together", names)):

@@ -16,7 +16,7 @@ from agritransfer.calibration import KNOWN_SHARE, calibrated_probabilities, stra
 from agritransfer.data import load_splits
 from agritransfer.evaluation import predict
 from agritransfer.models import load_classifier
-from agritransfer.pixels import PhotoDataset
+from agritransfer.pixels import EvaluationPixels, PhotoDataset
 from agritransfer.results import read_calibration, read_results
 from agritransfer.sources import read_source
 
@@ -32,10 +32,12 @@ def outputs_of(folder: Path, strangers: str) -> dict[str, tuple[np.ndarray, np.n
     sets = {split: splits.dataset(split, processor) for split in ("validation", "test")}
     if results["shift"]:
         field = read_source(results["shift"]["name"])
-        sets["field"] = PhotoDataset(field.images, [p.row for p in field.photos], [0] * len(field.photos), processor)
+        sets["field"] = PhotoDataset(
+            field.images, [p.row for p in field.photos], [0] * len(field.photos), EvaluationPixels(processor)
+        )
     others = sorted(Path(strangers).rglob("*.jpg"))
     images = [{"image": {"path": str(path), "bytes": None}} for path in others]
-    sets["others"] = PhotoDataset(images, range(len(others)), [0] * len(others), processor)
+    sets["others"] = PhotoDataset(images, range(len(others)), [0] * len(others), EvaluationPixels(processor))
     return {name: predict(model, photos, BATCH_SIZE) for name, photos in sets.items()}
 
 

@@ -32,7 +32,7 @@ from agritransfer.evaluation import (
     wilson_interval,
     write_predictions,
 )
-from agritransfer.pixels import PhotoDataset
+from agritransfer.pixels import EvaluationPixels, PhotoDataset
 from agritransfer.sources import Photo
 
 LABELS = ["healthy", "mosaic", "rust"]
@@ -205,7 +205,7 @@ def photo_dataset(count: int, processor: ViTImageProcessor) -> tuple[PhotoDatase
         images[-1].save(file, "PNG")
         store.append({"image": {"bytes": file.getvalue(), "path": None}})
     rows = list(range(count))[::-1]
-    return PhotoDataset(store, rows, [0] * count, [f"{row}.png" for row in rows], processor), [
+    return PhotoDataset(store, rows, [0] * count, [f"{row}.png" for row in rows], EvaluationPixels(processor)), [
         images[row] for row in rows
     ]
 

@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from agritransfer.pixels import (
+    EvaluationPixels,
+    WholePhotos,
     build_augmentation,
     collate,
     decode_photo,
@@ -28,7 +30,7 @@ from agritransfer.pixels import (
     photo_pixels,
     processor_image_size,
     resize_processor,
-    training_processor,
+    training_pixels,
 )
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -290,38 +292,67 @@ def test_a_photo_of_40_million_pixels_is_not_too_large():
         decode_photo(png_that_claims(6400, 6250))
 
 
-def batch_of(count: int, side: int) -> torch.Tensor:
-    """The same noise `count` times."""
-    photo = torch.from_numpy(np.asarray(noise(side, side)).copy()).permute(2, 0, 1)
-    return photo.repeat(count, 1, 1, 1)
+def batch_of(*photos: np.ndarray, labels: tuple[int, ...] = (0, 1, 2, 1)) -> dict:
+    """Whole photos, each of shape (height, width, 3), as a batch."""
+    items = [{"photo": torch.from_numpy(photo), "files": "a.jpg"} for photo in photos]
+    return collate([item | {"labels": label} for item, label in zip(items, labels, strict=True)])
+
+
+def same_noise(count: int, side: int) -> list[np.ndarray]:
+    return [np.asarray(noise(side, side)).copy()] * count
 
 
 def test_no_augmentation_leaves_pixels_and_labels_as_they_are():
-    pixels, labels = batch_of(4, 32), torch.tensor([0, 1, 2, 1])
-    augmented, kept = build_augmentation("none", 32, 3)(pixels, labels)
+    pixels = torch.from_numpy(np.stack(same_noise(4, 32))).permute(0, 3, 1, 2)
+    batch = {"pixel_values": pixels, "labels": torch.tensor([0, 1, 2, 1])}
+    augmented, kept = build_augmentation("none", 32, 3)(batch)
     assert augmented.dtype == torch.float32
     assert torch.equal(augmented, pixels.float())
-    assert torch.equal(kept, labels)
+    assert torch.equal(kept, batch["labels"])
 
 
 def test_light_augmentation_crops_and_flips_each_photo_by_itself_and_keeps_the_labels():
     torch.manual_seed(0)
-    labels = torch.tensor([0, 1, 2, 1])
-    augmented, kept = build_augmentation("light", 28, 3)(batch_of(4, 32), labels)
+    batch = batch_of(*same_noise(4, 32))
+    augmented, kept = build_augmentation("light", 28, 3)(batch)
     assert augmented.shape == (4, 3, 28, 28)
     assert augmented.dtype == torch.float32
-    assert torch.equal(kept, labels)
+    assert torch.equal(kept, torch.tensor([0, 1, 2, 1]))
     assert all(not torch.equal(augmented[0], other) for other in augmented[1:])
-    # Crops and flips only: a photo of one colour keeps it.
-    plain = torch.tensor([10, 120, 250], dtype=torch.uint8).view(1, 3, 1, 1).expand(4, 3, 32, 32)
-    assert (build_augmentation("light", 28, 3)(plain, labels)[0] == plain[..., :28, :28]).all()
+    # Crops and flips only: a photo of one colour keeps it, whatever its shape.
+    colour = np.array([10, 120, 250], np.uint8)
+    plain = batch_of(
+        *(np.tile(colour, (height, width, 1)) for height, width in ((32, 50), (40, 32), (32, 32), (32, 90)))
+    )
+    assert (build_augmentation("light", 28, 3)(plain)[0] == torch.tensor(colour).view(1, 3, 1, 1)).all()
+
+
+def test_a_plain_crop_has_pixels_of_the_photo_itself_from_all_of_its_places():
+    torch.manual_seed(0)
+    # Every pixel of this photo tells where it is.
+    rows, columns = np.mgrid[0:40, 0:60].astype(np.uint8)
+    photo = np.stack([rows, columns, np.full_like(rows, 7)], axis=-1)
+    augment = build_augmentation("crop", 32, 1)
+    corners, turned = set(), set()
+    for _ in range(40):
+        crops, _ = augment(batch_of(photo, photo, labels=(0, 0)))
+        for crop in crops.int():
+            top, left = crop[0].min().item(), crop[1].min().item()
+            assert sorted(crop[0, :, 0].tolist()) == list(range(top, top + 32))
+            assert sorted(crop[1, 0].tolist()) == list(range(left, left + 32))
+            assert (crop[2] == 7).all()
+            corners.add((top, left))
+            turned.add((crop[0, 0, 0].item() == top, crop[1, 0, 0].item() == left))
+    assert len(turned) == 4
+    assert {min(top for top, _ in corners), max(top for top, _ in corners)} == {0, 8}
+    assert min(left for _, left in corners) <= 2
+    assert max(left for _, left in corners) >= 26
 
 
 def test_strong_augmentation_gives_shares_of_the_labels_that_sum_to_1():
     torch.manual_seed(0)
     augment = build_augmentation("strong", 28, 3)
-    labels = torch.tensor([0, 1, 2, 1])
-    batches = [augment(batch_of(4, 32), labels) for _ in range(8)]
+    batches = [augment(batch_of(*same_noise(4, 32))) for _ in range(8)]
     assert all(pixels.shape == (4, 3, 28, 28) and pixels.dtype == torch.float32 for pixels, _ in batches)
     assert all(pixels.min() >= 0 and pixels.max() <= 255 for pixels, _ in batches)
     shares = torch.stack([share for _, share in batches])
@@ -334,28 +365,59 @@ def test_strong_augmentation_gives_shares_of_the_labels_that_sum_to_1():
     assert torch.allclose(shares.sum(1), torch.tensor([1.0, 2.0, 1.0]).expand(8, 3))
 
 
-@pytest.mark.parametrize("augmentation", ["light", "strong"])
+@pytest.mark.parametrize("augmentation", ["crop", "light", "strong"])
 def test_the_same_seed_augments_a_batch_the_same_way(augmentation):
-    augment, labels = build_augmentation(augmentation, 28, 3), torch.tensor([0, 1, 2, 1])
+    augment = build_augmentation(augmentation, 28, 3)
     batches = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        batches.append(augment(batch_of(4, 32), labels))
+        batches.append(augment(batch_of(*same_noise(4, 40))))
     assert torch.equal(batches[0][0], batches[1][0])
     assert torch.equal(batches[0][1], batches[1][1])
     assert not torch.equal(batches[0][0], batches[2][0])
 
 
 @pytest.mark.parametrize(("name", "margin"), [("swinv2", 73), ("dinov2", 256), ("convnextv2_below_384", 73)])
-def test_training_photos_have_a_margin_of_an_eighth_to_crop_into(name, margin):
+def test_training_photos_keep_their_shape_and_have_a_margin_to_crop_into(name, margin):
     processor = PROCESSORS[name]()
-    assert training_processor(processor, "none") is processor
-    for augmentation in ("light", "strong"):
-        pixels = photo_pixels(training_processor(processor, augmentation), noise(150, 100))
-        assert pixels.shape == (3, margin, margin)
+    assert training_pixels(processor, "none") == EvaluationPixels(processor)
+    for augmentation in ("crop", "light", "strong"):
+        pixels = training_pixels(processor, augmentation)
+        assert pixels.read(encode(noise(150, 100), "PNG")).shape == (margin, round(1.5 * margin), 3)
+        assert pixels.read(encode(noise(100, 150), "PNG")).shape == (round(1.5 * margin), margin, 3)
 
 
 def test_a_timm_model_has_the_same_margin(tmp_path):
     timm_model().save_pretrained(tmp_path)
-    processor = training_processor(AutoImageProcessor.from_pretrained(tmp_path), "light")
-    assert photo_pixels(processor, noise(150, 100)).shape == (3, 73, 73)
+    pixels = training_pixels(AutoImageProcessor.from_pretrained(tmp_path), "light")
+    assert pixels.read(encode(noise(100, 100), "PNG")).shape == (73, 73, 3)
+
+
+def test_a_training_photo_keeps_its_edges_and_its_picture():
+    photo = UPRIGHT.resize((480, 320), Image.Resampling.NEAREST)
+    pixels = WholePhotos(64).read(encode(photo, "PNG"))
+    # Red, lime and blue stand in three corners.
+    assert pixels[0, 0].tolist() == [255, 0, 0]
+    assert pixels[0, -1].tolist() == [0, 255, 0]
+    assert pixels[-1, 0].tolist() == [0, 0, 255]
+
+
+def test_a_large_jpeg_is_decoded_small_and_shows_the_same():
+    photo = UPRIGHT.resize((1200, 800), Image.Resampling.BICUBIC)
+    small, whole = (
+        WholePhotos(64).read(encode(photo, form, **options))
+        for form, options in (("JPEG", {"quality": 95}), ("PNG", {}))
+    )
+    assert small.shape == whole.shape == (64, 96, 3)
+    assert (small.float() - whole.float()).abs().mean() < 3
+
+
+def test_a_panorama_is_squeezed_so_that_it_takes_the_room_of_four_photos_at_most():
+    assert WholePhotos(64).shape(2000, 100) == (64, 256)
+    assert WholePhotos(64).read(encode(noise(2000, 100), "PNG")).shape == (64, 256, 3)
+
+
+def test_what_a_photo_will_take_is_known_before_it_is_decoded():
+    for pixels in (WholePhotos(73), EvaluationPixels(PROCESSORS["dinov2"]())):
+        for width, height in ((150, 101), (99, 150), (64, 64), (3000, 70)):
+            assert tuple(pixels.read(encode(noise(width, height), "PNG")).shape[:2]) == pixels.shape(width, height)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,15 @@ from agritransfer.arguments import available_cores
 from agritransfer.errors import DivergedError
 from agritransfer.pixels import build_augmentation, collate, photo_pixels
 from agritransfer.strategies import add_lora, layerwise_parameter_groups
-from agritransfer.training import ImageTrainer, class_weights, classification_loss, load_strictly, prepare_process, say
+from agritransfer.training import (
+    ImageTrainer,
+    Times,
+    class_weights,
+    classification_loss,
+    load_strictly,
+    prepare_process,
+    say,
+)
 
 # peft 0.21 asks transformers 5.23 by an old name; pytest undoes the filter that strategies.py sets when imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -268,19 +277,45 @@ def test_the_rates_of_the_groups_reach_the_optimizer(tmp_path):
 def test_mixed_labels_leave_no_trace_in_the_saved_configuration(tmp_path):
     torch.manual_seed(0)
     args = arguments(tmp_path, max_steps=2, **NO_FILES)
-    trainer = trainer_of(vit(), args, augment=build_augmentation("strong", 32, 3))
+    whole = [item | {"photo": item.pop("pixel_values").permute(1, 2, 0)} for item in photos()]
+    trainer = trainer_of(vit(), args, augment=build_augmentation("strong", 32, 3), train_dataset=whole)
     trainer.model.train()
-    assert trainer._prepare_inputs(collate(photos()))["labels"].shape == (8, 3)
+    assert trainer._prepare_inputs(collate(whole))["labels"].shape == (8, 3)
     trainer.train()
     trainer.model.save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config.get("problem_type") in (None, "single_label_classification")
 
 
+def test_the_time_of_a_stage_is_counted_once(monkeypatch):
+    clock = iter([0.0, 1.0, 4.0, 5.0, 6.0, 10.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    times = Times()
+    with times.spent("the rest"):
+        with times.spent("steps"):
+            pass
+        with times.spent("steps"):
+            pass
+    assert times.seconds == {"steps": 3.0 + 1.0, "the rest": 10.0 - 4.0}
+    assert times.line() == "time, 10 s: the rest 60%, steps 40%"
+
+
+def test_a_run_tells_where_all_of_its_time_went(tmp_path):
+    trainer = trainer_of(vit(), arguments(tmp_path))
+    started = time.perf_counter()
+    trainer.train()
+    assert sum(trainer.times.seconds.values()) == pytest.approx(time.perf_counter() - started, rel=0.05)
+    stages = {"waiting for photos", "augmentation", "forward and backward", "validation", "checkpoints"}
+    assert set(trainer.times.seconds) == stages | {"optimizer and the rest"}
+    assert min(trainer.times.seconds.values()) > 0
+
+
 def test_evaluation_pixels_are_those_of_the_processor_and_training_pixels_those_of_the_augmentation(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8))
     batch = collate([{"pixel_values": photo_pixels(PROCESSOR, image), "labels": 1, "files": "a.jpg"}])
-    trainer = trainer_of(vit(), arguments(tmp_path), augment=lambda pixels, labels: (pixels.float() * 0, labels + 1))
+    trainer = trainer_of(
+        vit(), arguments(tmp_path), augment=lambda batch: (batch["pixel_values"] * 0.0, batch["labels"] + 1)
+    )
     trainer.model.eval()
     prepared = trainer._prepare_inputs(dict(batch))
     expected = PROCESSOR(image, return_tensors="pt")["pixel_values"]
@@ -296,7 +331,7 @@ def test_evaluation_pixels_are_those_of_the_processor_and_training_pixels_those_
 @pytest.mark.parametrize("logging", [{}, {"logging_strategy": "steps", "logging_steps": 500, "eval_strategy": "no"}])
 def test_a_pixel_that_is_no_number_ends_the_run_with_exit_code_5(logging, tmp_path):
     args = arguments(tmp_path, **logging)
-    trainer = trainer_of(vit(), args, augment=lambda pixels, labels: (pixels * math.nan, labels))
+    trainer = trainer_of(vit(), args, augment=lambda batch: (batch["pixel_values"] * math.nan, batch["labels"]))
     with pytest.raises(
         DivergedError, match=r"the loss became no number at step 1, on (\d\.jpg, ){3}\d\.jpg; lower --learning_rate"
     ) as caught:

@@ -66,7 +66,7 @@ def _look_with_model(arguments: argparse.Namespace, source, examination, report:
     from agritransfer.evaluation import predict
     from agritransfer.figures import draw_gallery
     from agritransfer.models import load_pretrained, load_processor
-    from agritransfer.pixels import PhotoDataset, processor_image_size
+    from agritransfer.pixels import EvaluationPixels, PhotoDataset, processor_image_size
     from agritransfer.probes import out_of_fold_probabilities, suspected_mislabels
 
     processor = load_processor(arguments.model_name_or_path, arguments.model_revision, arguments.image_size)
@@ -77,7 +77,7 @@ def _look_with_model(arguments: argparse.Namespace, source, examination, report:
     labels = np.array([source.labels.index(photo.label) for photo in photos])
     groups = _groups_of(examination, whole)
     rows, files = [photo.row for photo in photos], [photo.file for photo in photos]
-    dataset = PhotoDataset(source.images, rows, labels.tolist(), files, processor)
+    dataset = PhotoDataset(source.images, rows, labels.tolist(), files, EvaluationPixels(processor))
     _, features = predict(model, dataset, batch_size=64)
     alike = near_pairs(features, _similarity_of_crops(model, processor, source.images, photos, features))
     report["near"] = [
@@ -115,13 +115,13 @@ def _similarity_of_crops(model, processor, images, photos, features) -> float:
     import numpy as np
 
     from agritransfer.evaluation import predict
-    from agritransfer.pixels import PhotoDataset
+    from agritransfer.pixels import EvaluationPixels, PhotoDataset
 
     chosen = np.random.default_rng(0).permutation(len(photos))[:CROPPED]
     middles = [{"image": {"path": None, "bytes": _middle(_decode(images, photos[place]))}} for place in chosen]
     numbers = range(len(middles))
     files = [photos[place].file for place in chosen]
-    dataset = PhotoDataset(middles, numbers, [0] * len(middles), files, processor)
+    dataset = PhotoDataset(middles, numbers, [0] * len(middles), files, EvaluationPixels(processor))
     _, cropped = predict(model, dataset, batch_size=64)
     mean = features.mean(axis=0)
     whole, middle = features[chosen] - mean, cropped - mean

@@ -1,0 +1,200 @@
+"""Tests that stored pixels are the decoded ones, are decoded once, checked, bounded and shared."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from agritransfer import pixel_store
+from agritransfer.data import Splits, load_splits
+from agritransfer.pixel_store import PixelStore, StoredPixels
+from agritransfer.pixels import PhotoDataset, collate
+
+PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32})
+# 36 photos of 40 x 30 pixels, of which 24 are trained on: 37 pixels high and 49 wide with their margin.
+BYTES = 24 * 37 * 49 * 3
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(pixel_store, "SPARE_BYTES", 0)
+    return tmp_path / "agritransfer-pixels"
+
+
+@pytest.fixture(scope="module")
+def splits(photos) -> Splits:
+    return load_splits(str(photos))
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """The places of the photos that were decoded, one by one."""
+    seen, decode = [], PhotoDataset.decode
+
+    def counted(self, index):
+        seen.append(index)
+        return decode(self, index)
+
+    monkeypatch.setattr(PhotoDataset, "decode", counted)
+    return seen
+
+
+def batch(dataset: PhotoDataset) -> dict:
+    return collate([dataset[i] for i in range(len(dataset))])
+
+
+def test_stored_and_decoded_pixels_are_the_same_to_the_last_bit(splits, cache):
+    for stored, fresh in (
+        (splits.dataset("test", PROCESSOR, PixelStore("auto", 1)), splits.dataset("test", PROCESSOR)),
+        (
+            splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1)),
+            splits.training_photos(PROCESSOR, "light", PixelStore("off", 1)),
+        ),
+    ):
+        ours, theirs = batch(stored), batch(fresh)
+        assert stored.stored is not None
+        assert fresh.stored is None
+        assert ours.keys() == theirs.keys()
+        assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+        assert torch.equal(ours["labels"], theirs["labels"])
+        assert ours["files"] == theirs["files"]
+
+
+def test_every_photo_is_decoded_once_whatever_the_number_of_passes_and_runs(splits, decoded):
+    first = PixelStore("auto", 1)
+    photos = splits.training_photos(PROCESSOR, "light", first)
+    assert first.line() == "pixel store: 24 photos, 0 MB decoded"
+    for _ in range(2):
+        batch(photos)
+    second = PixelStore("auto", 1)
+    batch(splits.training_photos(PROCESSOR, "light", second))
+    assert second.line() == "pixel store: 24 photos, 0 MB found"
+    assert sorted(decoded) == list(range(24))
+
+
+def test_other_photos_other_sizes_and_other_processors_have_stores_of_their_own(splits, cache):
+    store = PixelStore("auto", 1)
+    splits.training_photos(PROCESSOR, "light", store)
+    splits.training_photos(PROCESSOR, "strong", store)
+    assert len(list(cache.iterdir())) == 1
+    splits.training_photos(ViTImageProcessor(size={"height": 48, "width": 48}), "light", store)
+    for processor in (PROCESSOR, ViTImageProcessor(size={"height": 32, "width": 32}, resample=3)):
+        splits.dataset("test", processor, store)
+    splits.dataset("validation", PROCESSOR, store)
+    assert len(list(cache.iterdir())) == 5
+
+
+@pytest.mark.parametrize("damage", ["shorter", "one bit"])
+def test_damaged_pixels_are_never_used(splits, cache, damage):
+    fresh = batch(splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1)))
+    (folder,) = cache.iterdir()
+    content = bytearray((folder / "pixels.bin").read_bytes())
+    assert len(content) == BYTES
+    content[1000] ^= 1
+    (folder / "pixels.bin").write_bytes(content[:-1] if damage == "shorter" else content)
+    store = PixelStore("auto", 1)
+    assert torch.equal(batch(splits.training_photos(PROCESSOR, "light", store))["pixel_values"], fresh["pixel_values"])
+    reason = "has 130,535 of 130,536 bytes" if damage == "shorter" else "has other bytes than were written"
+    assert f"{folder.name} {reason} and is made anew" in store.line()
+    assert StoredPixels(folder).fault() is None
+
+
+def test_a_store_that_was_not_finished_does_not_exist(splits, cache, monkeypatch):
+    def stopped(dataset, pool):
+        yield dataset.decode(0)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pixel_store, "_decoded", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1))
+    assert list(cache.iterdir()) == []
+    assert splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1)).stored is not None
+
+
+@pytest.mark.parametrize("why", ["limit", "disk"])
+def test_without_room_photos_are_decoded_as_they_are_used(splits, cache, decoded, monkeypatch, why):
+    if why == "disk":
+        monkeypatch.setattr(PixelStore, "_free", lambda self: BYTES - 1)
+    store = PixelStore("auto", (BYTES - 1) / 1e9 if why == "limit" else 1)
+    photos = splits.training_photos(PROCESSOR, "light", store)
+    assert "24 photos, 0 MB have no room (--pixel_store_gb, free disk) and are decoded as they are used" in store.line()
+    assert photos.stored is None
+    batch(photos)
+    batch(photos)
+    assert len(decoded) == 48
+    assert list(cache.iterdir()) == []
+
+
+def test_the_longest_unused_store_makes_room_and_never_one_of_this_run(splits, cache):
+    sizes = [ViTImageProcessor(size={"height": side, "width": side}) for side in (32, 33, 34)]
+    each = [24 * round(side * 8 / 7) * round(round(side * 8 / 7) * 40 / 30) * 3 for side in (32, 33, 34)]
+    for age, processor in ((200, sizes[0]), (100, sizes[1])):
+        splits.training_photos(processor, "light", PixelStore("auto", 1))
+        newest = max(cache.iterdir(), key=lambda folder: folder.stat().st_mtime)
+        os.utime(newest, (newest.stat().st_mtime - age,) * 2)
+    oldest, younger = sorted(cache.iterdir(), key=lambda folder: folder.stat().st_mtime)
+    room = (sum(each) + 10_000) / 1e9
+    splits.training_photos(sizes[2], "light", PixelStore("auto", room))
+    assert len(list(cache.iterdir())) == 3
+    # Two have room now: the oldest goes, though the younger one is larger.
+    store = PixelStore("auto", (each[1] + each[2] + 20_000) / 1e9)
+    splits.training_photos(sizes[1], "light", store)
+    splits.dataset("test", PROCESSOR, store)
+    assert not oldest.is_dir()
+    assert younger.is_dir()
+    # Of the two that are left both are in use, and nothing is taken from them.
+    tight = PixelStore("auto", (each[1] + 5_000) / 1e9)
+    assert splits.training_photos(sizes[1], "light", tight).stored is not None
+    assert splits.training_photos(sizes[0], "light", tight).stored is None
+    assert younger.is_dir()
+
+
+def test_a_loader_worker_maps_the_file_and_is_not_sent_its_bytes(splits):
+    photos = splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1))
+    sent = pickle.dumps(photos.stored)
+    assert len(sent) < 1000
+    assert torch.equal(pickle.loads(sent)[5], photos.stored[5])
+
+
+def test_threads_are_as_before(splits):
+    torch.set_num_threads(2)
+    splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1))
+    assert torch.get_num_threads() == 2
+
+
+def test_phone_photos_are_stored_small(tmp_path):
+    folder = tmp_path / "phone"
+    for label in ("rust", "healthy"):
+        (folder / label).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(256, size=(30, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((1600, 1200)).save(folder / label / f"{number}{label}.jpg")
+    splits = load_splits(str(folder), validation_fraction=0.25, test_fraction=0.25)
+    splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1))
+    (index,) = (json.loads(path.read_text()) for path in tmp_path.rglob("index.json"))
+    assert index["shapes"] == [[37, 49]] * 4
+
+
+def test_a_run_gives_the_same_weights_with_and_without_the_store(photos, tiny_vit, run_script, tmp_path):
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", 2, "--seed", 3)
+    printed = {}
+    for mode in ("auto", "off"):
+        folder = tmp_path / mode
+        code, out, err = run_script("train_finetune.py", *flags, "--output_dir", folder, "--pixel_store", mode)
+        assert (code, err) == (0, "")
+        printed[mode] = out
+    assert "pixel store: 24 photos, 0 MB decoded" in printed["auto"]
+    assert "pixel store: off, photos are decoded as they are used" in printed["off"]
+    assert (tmp_path / "auto/model.safetensors").read_bytes() == (tmp_path / "off/model.safetensors").read_bytes()
+    assert (tmp_path / "auto/predictions.csv").read_bytes() == (tmp_path / "off/predictions.csv").read_bytes()
+    shutil.rmtree(tmp_path / "auto")
