@@ -1,25 +1,20 @@
 """Are these photos fit to train on? Broken, copied, mis-foldered, too few, and what else their files tell.
 
-Every photo is opened and decoded once; `data.py` cuts the splits by what is found here.
+`data.py` cuts the splits by what is found here.
 """
 
-import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import datasets
 import numpy as np
-from tqdm import tqdm
 
-from agritransfer.arguments import available_cores
-from agritransfer.duplicates import SIDE, find_duplicates, thumbnail
-from agritransfer.pixels import decode_photo, file_notes
-from agritransfer.sources import SPLIT_NAMES, Photo, Source, in_one_line
+from agritransfer.duplicates import SIDE, find_duplicates
+from agritransfer.inspections import Inspection, inspect
+from agritransfer.sources import SPLIT_NAMES, Photo, Source
 
 # Fewer photos of a class than this cannot fill three splits with anything to count.
 FEW_PHOTOS = 10
@@ -27,20 +22,6 @@ FEW_PHOTOS = 10
 SPLIT_WORDS = {*SPLIT_NAMES, "eval", "evaluation"}
 # So many of a kind are named on the screen; audit.json has all.
 SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What one photo's file tells: why it cannot be used ("" when it can), its sha256, its look, notes on the file.
-
-    `size` is (width, height) of the upright photo in pixels.
-    """
-
-    reason: str
-    digest: str
-    look: np.ndarray
-    notes: tuple[str, ...]
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -63,12 +44,9 @@ class Examination:
         return [group for group in groups if len({getattr(photo, differ) for photo in group}) > 1]
 
 
-def examine(images: datasets.Dataset, photos: Sequence[Photo]) -> Examination:
-    """Open and decode every photo once, on all cores, and find those that are the same."""
-    with ThreadPoolExecutor(available_cores()) as pool:
-        found = pool.map(lambda photo: _inspect(images[photo.row]["image"], photo.file), photos)
-        bar = tqdm(found, total=len(photos), desc="checking photos", delay=2, leave=False, disable=None)
-        inspections = list(bar)
+def examine(images: datasets.Dataset, photos: Sequence[Photo], name: str) -> Examination:
+    """Look at every photo of a data set of this name, on all cores, and find those that are the same."""
+    inspections = inspect(images, photos, name)
     return Examination(list(photos), inspections, same_photos(inspections))
 
 
@@ -78,21 +56,6 @@ def same_photos(inspections: Sequence[Inspection]) -> list[list[int]]:
     looks = np.array([inspections[place].look for place in whole], np.uint8).reshape(-1, SIDE, SIDE)
     groups = find_duplicates([inspections[place].digest for place in whole], looks)
     return [[whole[place] for place in group] for group in groups]
-
-
-def _inspect(image: dict | None, name: str) -> Inspection:
-    nothing = np.zeros((SIDE, SIDE), np.uint8)
-    try:
-        # A row of a Hub data set may hold no image at all.
-        image = image or {"bytes": b"", "path": None}
-        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        if not content:
-            return Inspection("the file is empty", "", nothing, (), (0, 0))
-        picture = decode_photo(content)
-        look, notes = thumbnail(picture), file_notes(content, name)
-    except (OSError, ValueError) as error:
-        return Inspection(in_one_line(error), "", nothing, (), (0, 0))
-    return Inspection("", hashlib.sha256(content).hexdigest(), look, notes, picture.size)
 
 
 def class_faults(source: Source) -> list[str]:

@@ -15,10 +15,11 @@ from typing import Literal
 import datasets
 from transformers import BaseImageProcessor
 
-from agritransfer.audit import Examination, Inspection, class_faults, examine, photo_warnings, same_photos
+from agritransfer.audit import Examination, class_faults, examine, photo_warnings, same_photos
 from agritransfer.cuts import cut_splits, draw_samples
 from agritransfer.duplicates import connect
 from agritransfer.errors import DataError, UsageError
+from agritransfer.inspections import Inspection
 from agritransfer.pixel_store import PixelStore
 from agritransfer.pixels import EvaluationPixels, PhotoDataset, WholePhotos, training_pixels
 from agritransfer.sources import Photo, read_source, read_table
@@ -117,7 +118,7 @@ def load_splits(
     if splits_file is not None:
         found, without_split = _apply_splits_file(found, Path(splits_file))
         left_out += without_split
-    examination = examine(source.images, found)
+    examination = examine(source.images, found, dataset_name)
     _stop_if_broken(examination, on_broken)
     grouped = _merge_groups(examination)
     leaked = _find_leaks(examination, on_leakage)
@@ -173,7 +174,7 @@ def load_shift_photos(
         raise DataError(f"'{dataset_name}' has labels that are not trained: {unknown}; trained are {splits.labels}")
     has_test = any(photo.split == "test" for photo in source.photos)
     found = [replace(photo, split="shift") for photo in source.photos if photo.split == "test" or not has_test]
-    examination = examine(source.images, found)
+    examination = examine(source.images, found, dataset_name)
     _stop_if_broken(examination, on_broken)
     found = _merge_groups(examination)
     photos = [photo for photo in found if photo.file not in examination.broken]

@@ -1,10 +1,13 @@
 """Small photos, a tiny pretrained network, the real scripts in this process, and no network but the loopback."""
 
+import os
 import runpy
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,10 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 ROOT = Path(__file__).parent.parent
+# Where stored pixels and earlier looks go, of the tests in this process and of those that they start.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["HF_DATASETS_CACHE"] = CACHE.name
+datasets.config.HF_DATASETS_CACHE = Path(CACHE.name)
 COLOURS = {"blight": (150, 90, 40), "healthy": (40, 140, 40), "rust": (200, 120, 30)}
 
 

@@ -170,7 +170,8 @@ def test_a_class_that_a_split_lacks_is_named(tmp_path):
     put(tmp_path / "validation", healthy=3, rust=3)
     put(tmp_path / "test", healthy=4)
     source = read_source(str(tmp_path))
-    assert "classes without a photo in test: ['rust']" in photo_warnings(examine(source.images, source.photos))
+    examination = examine(source.images, source.photos, str(tmp_path))
+    assert "classes without a photo in test: ['rust']" in photo_warnings(examination)
 
 
 def split_folder(tmp_path: Path) -> Path:

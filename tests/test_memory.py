@@ -56,7 +56,7 @@ def test_a_photo_that_unpacks_to_half_a_gigabyte_is_refused_from_its_header(side
     (tmp_path / "set/rust/leaf.jpg").write_bytes((photos / "rust/00.jpg").read_bytes())
     source, memory = read_source(str(tmp_path / "set")), PeakMemory()
     memory.line("before")
-    examination = examine(source.images, source.photos)
+    examination = examine(source.images, source.photos, "a set of its own")
     memory.line("looking")
     assert list(examination.broken) == ["rust/bomb.png"]
     assert memory.resident["looking"] - memory.resident["before"] < 50e6

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -381,7 +380,6 @@ def test_a_process_is_seeded_and_gets_its_share_of_the_cores(tmp_path, monkeypat
         assert np.array_equal(np.random.rand(3), drawn[1])
     finally:
         torch.set_num_threads(threads)
-        transformers.logging.enable_progress_bar()
 
 
 def test_what_is_said_is_printed_line_by_line(capsys):

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         group_column=arguments.group_column_name,
         group_pattern=arguments.group_pattern,
     )
-    examination = examine(source.images, source.photos)
+    examination = examine(source.images, source.photos, arguments.dataset)
     report = audit_report(arguments.dataset, source, examination)
     # One class gives a model nothing to contradict.
     if arguments.model_name_or_path is not None and len(source.labels) > 1:

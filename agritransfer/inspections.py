@@ -1,0 +1,123 @@
+"""What does one photo's file tell, and what is known of it from an earlier look?
+
+A file is decoded when its bytes are seen for the first time on this machine; later runs know it by its sha256.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import numpy as np
+from accelerate import PartialState
+from tqdm import tqdm
+
+from agritransfer.arguments import available_cores
+from agritransfer.duplicates import SIDE, thumbnail
+from agritransfer.pixels import decode_photo, file_notes
+from agritransfer.sources import Photo, in_one_line
+
+# Raised by whoever changes what an inspection holds or how a photo is decoded.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one photo's file tells: why it cannot be used ("" when it can), its sha256, its look, notes on the file.
+
+    `size` is (width, height) of the upright photo in pixels.
+    """
+
+    reason: str
+    digest: str
+    look: np.ndarray
+    notes: tuple[str, ...]
+    size: tuple[int, int]
+
+
+def inspect(images: datasets.Dataset, photos: Sequence[Photo], name: str) -> list[Inspection]:
+    """What the files of a data set of this name tell; each is read, and decoded if it was never seen before."""
+    # The first process of a machine decodes on all cores, and the others know what it saw.
+    with PartialState().local_main_process_first():
+        path = _memory_of(name)
+        known = _recall(path)
+        with ThreadPoolExecutor(available_cores()) as pool:
+            found = pool.map(lambda photo: _inspect(images[photo.row]["image"], photo.file, known), photos)
+            bar = tqdm(found, total=len(photos), desc="checking photos", delay=2, leave=False, disable=None)
+            inspections = list(bar)
+        seen = dict(zip(map(_key, photos, inspections), inspections, strict=True))
+        if PartialState().is_local_main_process and not seen.keys() <= known.keys():
+            _remember(path, {key: inspection for key, inspection in seen.items() if not inspection.reason})
+    return inspections
+
+
+def _key(photo: Photo, inspection: Inspection) -> str:
+    return _known_as(inspection.digest, photo.file)
+
+
+def _known_as(digest: str, file: str) -> str:
+    # Whether a file is named rightly belongs to what is told of it.
+    return digest + Path(file).suffix.lower()
+
+
+def _inspect(image: dict | None, file: str, known: dict[str, Inspection]) -> Inspection:
+    nothing = np.zeros((SIDE, SIDE), np.uint8)
+    try:
+        # A row of a Hub data set may hold no image at all.
+        image = image or {"bytes": b"", "path": None}
+        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        if not content:
+            return Inspection("the file is empty", "", nothing, (), (0, 0))
+        digest = hashlib.sha256(content).hexdigest()
+        if (earlier := known.get(_known_as(digest, file))) is not None:
+            return earlier
+        picture = decode_photo(content)
+        look, notes = thumbnail(picture), file_notes(content, file)
+    except (OSError, ValueError) as error:
+        return Inspection(in_one_line(error), "", nothing, (), (0, 0))
+    return Inspection("", digest, look, notes, picture.size)
+
+
+def _memory_of(name: str) -> Path:
+    place = Path(name).resolve() if Path(name).is_dir() else name
+    what = f"{VERSION} {version('pillow')} {version('pillow-heif')} {place}"
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "agritransfer-inspections"
+    return folder / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
+
+
+def _recall(path: Path) -> dict[str, Inspection]:
+    try:
+        with path.open("rb") as file, np.load(file) as table:
+            rows = zip(*(table[column] for column in ("key", "look", "notes", "size")), strict=True)
+            return {
+                str(key): Inspection("", str(key)[:64], look, tuple(json.loads(str(notes))), tuple(map(int, size)))
+                for key, look, notes, size in rows
+            }
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        # None yet, or damaged: then every photo is looked at.
+        return {}
+
+
+def _remember(path: Path, seen: dict[str, Inspection]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    each = list(seen.values())
+    handle, begun = tempfile.mkstemp(prefix="unfinished-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(
+                file,
+                key=np.array(list(seen), dtype=str),
+                look=np.array([inspection.look for inspection in each]).reshape(-1, SIDE, SIDE),
+                notes=np.array([json.dumps(inspection.notes) for inspection in each], dtype=str),
+                size=np.array([inspection.size for inspection in each]).reshape(-1, 2),
+            )
+        os.replace(begun, path)
+    finally:
+        Path(begun).unlink(missing_ok=True)
