@@ -311,14 +311,19 @@ def _require_names(ours: Sequence[Any], parser: HfArgumentParser) -> None:
 
 
 def _machine_defaults(flags: Sequence[str]) -> dict[str, Any]:
-    """What the machine at hand asks for: bars only where someone watches, bf16 and loader workers beside a GPU."""
+    """What the machine at hand asks for: bars only where someone watches; beside a GPU bf16, tf32, loader workers."""
     import torch
 
     on_gpu = torch.cuda.is_available() and "use_cpu" not in _flag_names(flags)
     defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty(), "dataloader_pin_memory": on_gpu}
     if on_gpu:
-        defaults["bf16"] = torch.cuda.is_bf16_supported() and "fp16" not in _flag_names(flags)
+        # An older GPU, such as a T4, emulates bf16 and is slower for it.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        defaults["bf16"] = has_bf16 and "fp16" not in _flag_names(flags)
+        defaults["tf32"] = has_bf16 and torch.version.hip is None
+        # Where pixels are stored there are none, whatever is said here.
         defaults["dataloader_num_workers"] = min(8, available_cores())
+        defaults["dataloader_persistent_workers"] = True
     return defaults
 
 

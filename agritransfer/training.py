@@ -217,7 +217,7 @@ class Times:
 
 def _load_without_workers(args: TrainingArguments, stored: StoredPixels) -> None:
     # A fetch is one copy out of memory, which costs less than handing it from one process to another.
-    args.dataloader_num_workers = 0
+    args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
     if args.device.type == "cuda" and stored.move_to_gpu(args.device):
         args.dataloader_pin_memory = False
 
