@@ -69,7 +69,7 @@ class DataArguments:
         "auto: photos are decoded once, into the cache of `datasets`, for this run and later ones; off: each time.",
     )
     pixel_store_gb: float = _flag(
-        16, "Most that all stored pixels may take on the disk, in 10^9 bytes; the longest unused ones make room."
+        16, "Most that all stored pixels may take on the disk, in 10^9 bytes; those unused for a day make room."
     )
     class_weights: Literal["none", "balanced"] = _flag("none", "balanced: rare classes weigh more in the loss.")
     early_stopping_patience: int | None = _flag(

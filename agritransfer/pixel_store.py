@@ -1,7 +1,7 @@
 """Where do decoded pixels lie, so that no photo is decoded twice?
 
-A store holds the pixels of one set of photos, made in one way: one file of bytes that is mapped into memory, so that
-the processes of a run and the runs of a machine share what they read. It lies in the cache of `datasets`.
+A store holds the pixels of one set of photos, made in one way, in one file, for all processes of a run and for later
+runs. It lies in the cache of `datasets`.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +26,20 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from agritransfer.arguments import available_cores
+from agritransfer.errors import StorageError
 from agritransfer.pixels import PhotoDataset
 
 # Raised by whoever changes how pixels are made or how they lie in the file.
 VERSION = 1
 # These decode and resize, each release a little in its own way.
 DECODERS = ("pillow", "pillow-heif", "torch", "torchvision", "transformers")
-PIXELS, INDEX = "pixels.bin", "index.json"
+PIXELS, INDEX, UNFINISHED = "pixels.bin", "index.json", "unfinished-"
+MADE_ANEW = "run the same command again, which makes it anew and goes on"
+CHECKING = {"desc": "checking stored pixels", "delay": 2, "leave": False, "disable": None}
 # So many photos are decoded before their pixels are written, in their order.
 CHUNK = 256
+# A store that another run may still read is not taken away.
+IN_USE_SECONDS = 24 * 3600
 # Left free on the disk for the run itself.
 SPARE_BYTES = 2 * 10**9
 # The share of a GPU's free memory that pixels may take.
@@ -41,54 +47,63 @@ GPU_SHARE = 0.25
 
 
 class StoredPixels(Sequence[torch.Tensor]):
-    """The pixels of a set of photos in their order, each uint8 (height, width, 3), read from the file when used."""
+    """The pixels of a set of photos in their order, each uint8 (height, width, 3), read from the file when used.
+
+    The system keeps what was read in memory that it can take back, once for all processes. A mapped file would do the
+    same, but would be told as the memory of each of them.
+    """
 
     def __init__(self, folder: Path):
-        self.folder = folder
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        self.shapes, self.checksum = index["shapes"], index["crc32"]
+        self.file, self.shapes, self.checksum = folder / PIXELS, index["shapes"], index["crc32"]
         self.starts = [0, *itertools.accumulate(height * width * 3 for height, width in self.shapes)]
-        # Mapped for private writing: torch warns of memory that cannot be written, and nothing writes to it.
-        self.flat = torch.from_numpy(np.memmap(folder / PIXELS, np.uint8, mode="c"))
+        self.on_gpu: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         height, width = self.shapes[index]
-        return self.flat[self.starts[index] : self.starts[index + 1]].view(height, width, 3)
-
-    def __reduce__(self) -> tuple:
-        # A loader worker that is not forked maps the file too, rather than being sent its bytes.
-        return StoredPixels, (self.folder,)
+        if self.on_gpu is not None:
+            return self.on_gpu[self.starts[index] : self.starts[index + 1]].view(height, width, 3)
+        pixels = torch.empty((height, width, 3), dtype=torch.uint8)
+        # Opened each time, since a file that is shared with a loader worker would share its place too.
+        try:
+            with self.file.open("rb", buffering=0) as file:
+                file.seek(self.starts[index])
+                read = file.readinto(pixels.numpy())
+        except OSError as error:
+            raise StorageError(f"{self.file} is gone ({error}); {MADE_ANEW}") from error
+        if read != pixels.numel():
+            raise StorageError(f"{self.file} is cut off; {MADE_ANEW}")
+        return pixels
 
     def fault(self) -> str | None:
         """Why these bytes cannot be trusted, or None."""
-        if len(self.flat) != self.starts[-1]:
-            return f"has {len(self.flat):,} of {self.starts[-1]:,} bytes"
-        checksum, block = 0, 1 << 26
-        for start in tqdm(
-            range(0, len(self.flat), block), desc="checking stored pixels", delay=2, leave=False, disable=None
-        ):
-            checksum = zlib.crc32(self.flat[start : start + block].numpy(), checksum)
+        size = self.file.stat().st_size
+        if size != self.starts[-1]:
+            return f"has {size:,} of {self.starts[-1]:,} bytes"
+        checksum = 0
+        with self.file.open("rb") as file, tqdm(total=size, unit="B", unit_scale=True, **CHECKING) as bar:
+            while block := file.read(1 << 24):
+                checksum = zlib.crc32(block, checksum)
+                bar.update(len(block))
         return None if checksum == self.checksum else "has other bytes than were written"
 
     def move_to_gpu(self, device: torch.device) -> bool:
         """Hold all pixels on the GPU where they take little of it, and say so; then a step waits for no disk."""
-        free, _ = torch.cuda.mem_get_info(device)
-        if len(self.flat) > GPU_SHARE * free:
+        if self.starts[-1] > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
-        self.flat = self.flat.to(device)
+        self.on_gpu = torch.from_numpy(np.fromfile(self.file, np.uint8)).to(device)
         return True
 
 
 class PixelStore:
-    """The stores of a machine, at most `gigabytes` of them (10^9 bytes); the longest unused ones make room."""
+    """The stores of a machine, at most `gigabytes` of them (10^9 bytes); those unused for a day make room."""
 
     def __init__(self, mode: Literal["auto", "off"], gigabytes: float):
         self.mode, self.limit = mode, int(gigabytes * 10**9)
         self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "agritransfer-pixels"
-        self.used: list[Path] = []
         self.notes: list[str] = []
 
     def keep(self, dataset: PhotoDataset, digests: Sequence[str], sizes: Sequence[tuple[int, int]]) -> PhotoDataset:
@@ -101,14 +116,13 @@ class PixelStore:
             return dataset
         store = self.folder / _name(dataset, digests)
         needed = sum(height * width * 3 for height, width in itertools.starmap(dataset.pixels.shape, sizes))
-        # One process of a machine builds, the others wait and map the same file.
+        # One process of a machine builds, the others wait and read the same file.
         with PartialState().local_main_process_first():
             if PartialState().is_local_main_process:
                 self._prepare(store, dataset, needed)
         if not store.is_dir():
             return dataset
         os.utime(store)
-        self.used.append(store)
         dataset.stored = StoredPixels(store)
         return dataset
 
@@ -135,20 +149,28 @@ class PixelStore:
 
     def _make_room(self, needed: int) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
-        stores = sorted(
-            (path for path in self.folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime
-        )
-        taken = {store: sum(file.stat().st_size for file in store.iterdir()) for store in stores}
-        mine = sum(taken[store] for store in stores if store in self.used)
-        if needed + mine > self.limit:
+        if needed > self.limit:
             return False
-        for store in stores:
-            full = sum(taken.values()) + needed > self.limit
-            if store not in self.used and (full or self._free() < needed + SPARE_BYTES):
-                # A run that has it mapped keeps its bytes until it ends.
-                shutil.rmtree(store, ignore_errors=True)
-                del taken[store]
-        return self._free() >= needed + SPARE_BYTES
+        ages = {store: time.time() - store.stat().st_mtime for store in self._stores()}
+        taken = {store: sum(file.stat().st_size for file in store.iterdir()) for store in ages}
+        idle = sorted((store for store in ages if ages[store] > IN_USE_SECONDS), key=ages.get)
+
+        def fits() -> bool:
+            return sum(taken.values()) + needed <= self.limit and self._free() >= needed + SPARE_BYTES
+
+        while not fits() and idle:
+            longest_unused = idle.pop()
+            shutil.rmtree(longest_unused, ignore_errors=True)
+            del taken[longest_unused]
+        return fits()
+
+    def _stores(self) -> list[Path]:
+        # What another run is building at this moment gets its name under way, so it is looked at when it is a day old.
+        return [
+            path
+            for path in self.folder.iterdir()
+            if not path.name.startswith(UNFINISHED) or time.time() - path.stat().st_mtime > IN_USE_SECONDS
+        ]
 
     def _free(self) -> int:
         return shutil.disk_usage(self.folder).free
@@ -163,7 +185,7 @@ def _name(dataset: PhotoDataset, digests: Sequence[str]) -> str:
 
 def _build(store: Path, dataset: PhotoDataset) -> None:
     """Decode every photo on all cores into a folder that gets its name when it is whole."""
-    begun = Path(tempfile.mkdtemp(prefix="unfinished-", dir=store.parent))
+    begun = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=store.parent))
     shapes, checksum = [], 0
     try:
         with _one_thread_each() as pool, (begun / PIXELS).open("wb") as file:

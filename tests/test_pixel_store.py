@@ -15,6 +15,7 @@ from transformers import ViTImageProcessor
 
 from agritransfer import pixel_store
 from agritransfer.data import Splits, load_splits
+from agritransfer.errors import StorageError
 from agritransfer.pixel_store import PixelStore, StoredPixels
 from agritransfer.pixels import PhotoDataset, collate
 
@@ -135,34 +136,39 @@ def test_without_room_photos_are_decoded_as_they_are_used(splits, cache, decoded
     assert list(cache.iterdir()) == []
 
 
-def test_the_longest_unused_store_makes_room_and_never_one_of_this_run(splits, cache):
-    sizes = [ViTImageProcessor(size={"height": side, "width": side}) for side in (32, 33, 34)]
-    each = [24 * round(side * 8 / 7) * round(round(side * 8 / 7) * 40 / 30) * 3 for side in (32, 33, 34)]
-    for age, processor in ((200, sizes[0]), (100, sizes[1])):
+def test_the_longest_unused_store_makes_room_and_never_one_of_this_day(splits, cache):
+    processors = [ViTImageProcessor(size={"height": side, "width": side}) for side in (32, 33, 34, 35)]
+    for days, processor in ((3, processors[0]), (2, processors[1]), (0, processors[2])):
+        before = set(cache.iterdir()) if cache.exists() else set()
         splits.training_photos(processor, "light", PixelStore("auto", 1))
-        newest = max(cache.iterdir(), key=lambda folder: folder.stat().st_mtime)
-        os.utime(newest, (newest.stat().st_mtime - age,) * 2)
-    oldest, younger = sorted(cache.iterdir(), key=lambda folder: folder.stat().st_mtime)
-    room = (sum(each) + 10_000) / 1e9
-    splits.training_photos(sizes[2], "light", PixelStore("auto", room))
-    assert len(list(cache.iterdir())) == 3
-    # Two have room now: the oldest goes, though the younger one is larger.
-    store = PixelStore("auto", (each[1] + each[2] + 20_000) / 1e9)
-    splits.training_photos(sizes[1], "light", store)
-    splits.dataset("test", PROCESSOR, store)
-    assert not oldest.is_dir()
-    assert younger.is_dir()
-    # Of the two that are left both are in use, and nothing is taken from them.
-    tight = PixelStore("auto", (each[1] + 5_000) / 1e9)
-    assert splits.training_photos(sizes[1], "light", tight).stored is not None
-    assert splits.training_photos(sizes[0], "light", tight).stored is None
-    assert younger.is_dir()
+        (made,) = set(cache.iterdir()) - before
+        os.utime(made, (made.stat().st_mtime - days * 86_400,) * 2)
+    oldest, younger, of_today = sorted(cache.iterdir(), key=lambda folder: folder.stat().st_mtime)
+    taken = sum(file.stat().st_size for file in cache.rglob("*.*"))
+    # Room for three and a half: the oldest goes, and no other.
+    tight = PixelStore("auto", taken * 3.5 / 3 / 1e9)
+    assert splits.training_photos(processors[3], "light", tight).stored is not None
+    assert (oldest.is_dir(), younger.is_dir(), of_today.is_dir()) == (False, True, True)
+    # Room for one: what is of today stays, though the new one has no room then.
+    tight = PixelStore("auto", taken * 1.5 / 3 / 1e9)
+    assert splits.training_photos(processors[0], "light", tight).stored is None
+    assert (younger.is_dir(), of_today.is_dir()) == (False, True)
 
 
-def test_a_loader_worker_maps_the_file_and_is_not_sent_its_bytes(splits):
+def test_a_file_that_is_cut_off_under_way_ends_the_run_with_the_remedy(splits, cache):
+    photos = splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1))
+    os.truncate(next(cache.glob("*/pixels.bin")), BYTES - 1)
+    with pytest.raises(StorageError, match="is cut off; run the same command again, which makes it anew"):
+        batch(photos)
+    shutil.rmtree(cache)
+    with pytest.raises(StorageError, match="is gone .* run the same command again, which makes it anew"):
+        batch(photos)
+
+
+def test_a_loader_worker_reads_the_file_itself_and_is_not_sent_its_bytes(splits):
     photos = splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1))
     sent = pickle.dumps(photos.stored)
-    assert len(sent) < 1000
+    assert len(sent) < 2000
     assert torch.equal(pickle.loads(sent)[5], photos.stored[5])
 
 
