@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -53,8 +54,10 @@ def inspect(images: datasets.Dataset, photos: Sequence[Photo], name: str) -> lis
             bar = tqdm(found, total=len(photos), desc="checking photos", delay=2, leave=False, disable=None)
             inspections = list(bar)
         seen = dict(zip(map(_key, photos, inspections), inspections, strict=True))
+        # A cache that cannot be written costs a second look, no more.
         if PartialState().is_local_main_process and not seen.keys() <= known.keys():
-            _remember(path, {key: inspection for key, inspection in seen.items() if not inspection.reason})
+            with suppress(OSError):
+                _remember(path, {key: inspection for key, inspection in seen.items() if not inspection.reason})
     return inspections
 
 

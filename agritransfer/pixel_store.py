@@ -141,11 +141,15 @@ class PixelStore:
                 return
             self.notes.append(f"{store.name} {fault} and is made anew")
             shutil.rmtree(store)
-        if not self._make_room(needed):
-            self.notes.append(f"{told} have no room (--pixel_store_gb, free disk) and are decoded as they are used")
-            return
-        _build(store, dataset)
-        self.notes.append(f"{told} decoded")
+        try:
+            if not self._make_room(needed):
+                self.notes.append(f"{told} have no room (--pixel_store_gb, free disk) and are decoded as they are used")
+                return
+            _build(store, dataset)
+        except OSError as error:
+            self.notes.append(f"{told} cannot be stored ({error}) and are decoded as they are used")
+        else:
+            self.notes.append(f"{told} decoded")
 
     def _make_room(self, needed: int) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)

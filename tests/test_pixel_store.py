@@ -122,6 +122,13 @@ def test_a_store_that_was_not_finished_does_not_exist(splits, cache, monkeypatch
     assert splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1)).stored is not None
 
 
+def test_a_cache_that_cannot_be_written_costs_the_store_and_not_the_run(splits, cache):
+    cache.write_text("a file in the place of the folder")
+    store = PixelStore("auto", 1)
+    assert len(batch(splits.training_photos(PROCESSOR, "light", store))["files"]) == 24
+    assert "24 photos, 0 MB cannot be stored (" in store.line()
+
+
 @pytest.mark.parametrize("why", ["limit", "disk"])
 def test_without_room_photos_are_decoded_as_they_are_used(splits, cache, decoded, monkeypatch, why):
     if why == "disk":
