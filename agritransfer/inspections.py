@@ -53,16 +53,13 @@ def inspect(images: datasets.Dataset, photos: Sequence[Photo], name: str) -> lis
             found = pool.map(lambda photo: _inspect(images[photo.row]["image"], photo.file, known), photos)
             bar = tqdm(found, total=len(photos), desc="checking photos", delay=2, leave=False, disable=None)
             inspections = list(bar)
-        seen = dict(zip(map(_key, photos, inspections), inspections, strict=True))
+        found = zip(photos, inspections, strict=True)
+        whole = {_known_as(seen.digest, photo.file): seen for photo, seen in found if not seen.reason}
         # A cache that cannot be written costs a second look, no more.
-        if PartialState().is_local_main_process and not seen.keys() <= known.keys():
+        if PartialState().is_local_main_process and not whole.keys() <= known.keys():
             with suppress(OSError):
-                _remember(path, {key: inspection for key, inspection in seen.items() if not inspection.reason})
+                _remember(path, whole)
     return inspections
-
-
-def _key(photo: Photo, inspection: Inspection) -> str:
-    return _known_as(inspection.digest, photo.file)
 
 
 def _known_as(digest: str, file: str) -> str:
