@@ -166,7 +166,8 @@ def test_the_same_command_goes_on_and_other_settings_are_refused_by_name(photos,
     assert err.strip().endswith("give those again, choose a new --output_dir or add --restart")
 
     # What is not trained with may differ; the torn checkpoint was put aside by the first look.
-    code, out, err = run_script("train_finetune.py", *flags, "--dataloader_num_workers", "2", "--report_to", "none")
+    workers = ("--dataloader_num_workers", "2", "--pixel_store", "off")
+    code, out, err = run_script("train_finetune.py", *flags, *workers, "--report_to", "none")
     assert code == 0, err
     assert f"goes on from {run}/checkpoints/checkpoint-6" in out
     assert (run / "checkpoints/damaged-checkpoint-9/optimizer.pt").read_bytes() == b"torn"

@@ -57,6 +57,8 @@ def whole(commands, tmp_path_factory) -> dict[str, str]:
 
 def start(command: list, run: Path, workers: int, prelude=None, during=None) -> Session:
     flags = ["--output_dir", run, "--dataloader_num_workers", workers]
+    # Stored pixels have no loader workers.
+    flags += ["--pixel_store", "off"] if workers else []
     session = Session(
         [ROOT / command[0], *command[1:], *flags], run.with_suffix(".log"), prelude=prelude, during=during
     )
