@@ -1,9 +1,7 @@
 """Fine-tune a pretrained network: all of its weights, its last blocks, or only a new head (feature extraction).
 
-Fine-tuning, every layer at a rate of its own:
+Fine-tuning, then feature extraction:
     python train_finetune.py --dataset_name sample/leaves --model_name_or_path sample/vit --output_dir runs/finetune
-
-Feature extraction:
     python train_finetune.py --dataset_name sample/leaves --model_name_or_path sample/vit --train_layers head
 
 On every GPU of a node, from the Hub, scored on field photos too:
@@ -20,10 +18,12 @@ def main(data_args, model_args, finetune_args, training_args):
     from agritransfer.checkpoint_uploads import UploadCheckpoints, fetch_checkpoint
     from agritransfer.data import counts_table, load_shift_photos, load_splits
     from agritransfer.evaluation import compute_metrics
+    from agritransfer.heads import begin_with_solved_head, solve_head
     from agritransfer.memory import PeakMemory
     from agritransfer.models import hub_commit, load_pretrained, load_processor
     from agritransfer.pixel_store import PixelStore
     from agritransfer.pixels import build_augmentation, processor_image_size
+    from agritransfer.prefix import frozen_prefix
     from agritransfer.publishing import destination_of, publish_run
     from agritransfer.resuming import checkpoint_to_resume, run_settings
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
@@ -72,11 +72,10 @@ def main(data_args, model_args, finetune_args, training_args):
         say(store.line(), memory.line("pixels"))
 
         # Training, from the last complete checkpoint where there is one
-        settings = run_settings(splits, base_model, data_args, model_args, finetune_args, training_args)
         trainer = ImageTrainer(
             model=model,
             args=training_args,
-            settings=settings,
+            settings=run_settings(splits, base_model, data_args, model_args, finetune_args, training_args),
             processor=processor,
             train_dataset=train_photos,
             eval_dataset=validation_photos,
@@ -89,7 +88,13 @@ def main(data_args, model_args, finetune_args, training_args):
         if destination is not None:
             trainer.add_callback(UploadCheckpoints(destination, processor))
             fetch_checkpoint(folder, destination, data_args.restart)
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, settings))
+        if finetune_args.head_first:
+            begin_with_solved_head(trainer, splits.dataset("train", processor, store))
+        if finetune_args.solves_head(data_args):
+            solve_head(trainer, data_args.cached_views)
+        else:
+            with frozen_prefix(trainer, splits, data_args.cached_views, data_args.augmentation, store.limit):
+                trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, trainer.settings))
         say(trainer.times.line(), memory.line("training"))
 
         # Run folder: the best weights, proven on disk, then scored from there

@@ -22,6 +22,7 @@ def main(data_args, scratch_args, training_args):
     from agritransfer.models import build_from_scratch
     from agritransfer.pixel_store import PixelStore
     from agritransfer.pixels import build_augmentation, processor_image_size
+    from agritransfer.prefix import frozen_prefix
     from agritransfer.publishing import destination_of, publish_run
     from agritransfer.resuming import checkpoint_to_resume, run_settings
     from agritransfer.run_folder import run_folder, save_model, score_run, write_results
@@ -62,11 +63,10 @@ def main(data_args, scratch_args, training_args):
         say(store.line(), memory.line("pixels"))
 
         # Training, from the last complete checkpoint where there is one
-        settings = run_settings(splits, base_model, data_args, scratch_args, training_args)
         trainer = ImageTrainer(
             model=model,
             args=training_args,
-            settings=settings,
+            settings=run_settings(splits, base_model, data_args, scratch_args, training_args),
             processor=processor,
             train_dataset=train_photos,
             eval_dataset=validation_photos,
@@ -78,7 +78,8 @@ def main(data_args, scratch_args, training_args):
         if destination is not None:
             trainer.add_callback(UploadCheckpoints(destination, processor))
             fetch_checkpoint(folder, destination, data_args.restart)
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, settings))
+        with frozen_prefix(trainer, splits, data_args.cached_views, data_args.augmentation, store.limit):
+            trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, trainer.settings))
         say(trainer.times.line(), memory.line("training"))
 
         # Run folder: the best weights, proven on disk, then scored from there

@@ -59,17 +59,25 @@ class DataArguments:
     max_train_samples: int | None = _flag(None, "Train on this many photos at most, drawn with --split_seed.")
     max_eval_samples: int | None = _flag(None, "Score this many photos of each split at most; for trying things out.")
     image_size: int | None = _flag(None, "Side of the model's input in pixels; changes model and processor together.")
-    augmentation: Literal["none", "crop", "light", "strong"] = _flag(
-        "light",
+    augmentation: Literal["none", "crop", "light", "strong"] | None = _flag(
+        None,
         "crop: flips, and a crop of the model's own size (fastest on a CPU). light: flips, and crops of several sizes. "
-        "strong: adds wide crops, TrivialAugmentWide, mixup, cutmix, erasing.",
+        "strong: adds wide crops, TrivialAugmentWide, mixup, cutmix, erasing. By default light, and none for a head "
+        "alone, which is then solved rather than trained by epochs.",
+    )
+    cached_views: int | None = _flag(
+        None,
+        "Compute what is frozen once, for this many augmented views of each train photo, and train on them in turn "
+        "(4 is usual); for the last blocks, for LoRA in them, and for a head alone.",
     )
     pixel_store: Literal["auto", "off"] = _flag(
         "auto",
         "auto: photos are decoded once, into the cache of `datasets`, for this run and later ones; off: each time.",
     )
     pixel_store_gb: float = _flag(
-        16, "Most that all stored pixels may take on the disk, in 10^9 bytes; those unused for a day make room."
+        16,
+        "Most that all stored pixels may take on the disk, and again all cached views, in 10^9 bytes; those unused for "
+        "a day make room.",
     )
     class_weights: Literal["none", "balanced"] = _flag("none", "balanced: rare classes weigh more in the loss.")
     early_stopping_patience: int | None = _flag(
@@ -118,23 +126,33 @@ class FinetuneArguments:
 
     train_layers: str = _flag(
         "all",
-        "all: every weight moves. head: feature extraction, only the new head. N: the last N blocks and the head.",
+        "all: every weight moves. head: feature extraction, only the new head; it is solved, unless there is "
+        "augmentation without --cached_views. N: the last N blocks and the head.",
+    )
+    head_first: bool = _flag(
+        False, "Solve the head on the frozen features before anything moves, then fine-tune from it (LP-FT)."
     )
     layer_decay: float = _flag(
         1.0, "Each block below the head learns at this share of the rate of the block above it; 0.75 is usual."
     )
-    head_learning_rate: float | None = _flag(None, "Rate of the new head; by default 10 times --learning_rate.")
+    head_learning_rate: float | None = _flag(
+        None, "Rate of the head; by default 10 times --learning_rate, and that rate itself after --head_first."
+    )
 
     @property
     def strategy(self) -> str:
         """The name in `results.json`: feature extraction is `head`."""
         return "head" if self.train_layers == "head" else "finetune"
 
+    def solves_head(self, data: DataArguments) -> bool:
+        """Whether the head is all that is learnt and its features are known beforehand."""
+        return self.train_layers == "head" and (data.augmentation == "none" or data.cached_views is not None)
+
     def head_rate(self, learning_rate: float) -> float:
-        """The rate of the head: as told; alone, the rate itself; above pretrained layers, 10 times theirs."""
+        """The rate of the head: as told; alone or solved, the rate itself; new on a body, 10 times its."""
         if self.head_learning_rate is not None:
             return self.head_learning_rate
-        return learning_rate if self.train_layers == "head" else 10 * learning_rate
+        return learning_rate if self.train_layers == "head" or self.head_first else 10 * learning_rate
 
     def training_defaults(self) -> dict[str, Any]:
         """What fits this strategy: a new head learns fast, pretrained weights slowly (course: 1e-3, 1e-5 to 1e-4)."""
@@ -151,6 +169,7 @@ class LoraArguments:
     lora_target_modules: list[str] | None = _flag(
         None, "Names of the layers to adapt, such as q_proj v_proj; found by structure and printed when not given."
     )
+    lora_layers: str = _flag("all", "all: adapters in every block. N: in the last N blocks only.")
     use_dora: bool = _flag(False, "DoRA: adapt direction and magnitude apart.")
     use_rslora: bool = _flag(False, "rsLoRA: scale by alpha / sqrt(r), for large ranks.")
 
@@ -241,6 +260,7 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
     except ValueError as error:
         # TrainingArguments checks its own values, in one line as a rule.
         everything.error(str(error).splitlines()[0])
+    _choose_augmentation(parsed[0], parsed[-2], parser)
     # Trainer drops unknown columns unless told not to, and would drop the photos' own.
     parsed[-1].remove_unused_columns = False
     # The signature of a PEFT model hides the labels from Trainer.
@@ -308,6 +328,19 @@ def _require_names(ours: Sequence[Any], parser: HfArgumentParser) -> None:
     for arguments in ours:
         if isinstance(arguments, ModelArguments) and arguments.model_name_or_path is None:
             parser.error("--model_name_or_path is missing; try --model_name_or_path sample/vit")
+
+
+def _choose_augmentation(data: DataArguments, strategy: Any, parser: HfArgumentParser) -> None:
+    """Set the default that depends on the strategy, and refuse what excludes each other."""
+    head = strategy.strategy == "head"
+    if data.cached_views is not None and data.cached_views < 1:
+        parser.error(f"--cached_views begins at 1; found {data.cached_views}")
+    if data.cached_views is not None and data.augmentation == "strong":
+        parser.error("--cached_views keeps photos apart, --augmentation strong mixes them; use --augmentation light")
+    if head and strategy.head_first:
+        parser.error("--head_first is what --train_layers head does anyway; leave one of them out")
+    if data.augmentation is None:
+        data.augmentation = "none" if head and data.cached_views is None else "light"
 
 
 def _machine_defaults(flags: Sequence[str]) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def draw_confusion_matrix(path: Path, matrix: Sequence[Sequence[int]], labels: S
 
 
 def draw_training_curves(path: Path, log_history: Sequence[dict[str, Any]], best_step: int) -> None:
-    """Losses and validation scores over the epochs, with the epoch whose weights were kept."""
+    """Losses and validation scores over the epochs, or over the penalties of a solved head; the kept one is marked."""
+    along = "penalty" if any("penalty" in entry for entry in log_history) else "epoch"
+    log_history = [entry for entry in log_history if along in entry]
     scored = [entry for entry in log_history if "eval_loss" in entry]
     figure, (losses, scores) = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     marker = "o" if len(scored) < 30 else None
@@ -60,19 +62,23 @@ def draw_training_curves(path: Path, log_history: Sequence[dict[str, Any]], best
     def draw(axes: plt.Axes, name: str, label: str, colour: str) -> None:
         entries = [entry for entry in log_history if name in entry]
         values = [entry[name] for entry in entries]
-        axes.plot([entry["epoch"] for entry in entries], values, color=colour, label=label, marker=marker, ms=3)
+        axes.plot([entry[along] for entry in entries], values, color=colour, label=label, marker=marker, ms=3)
 
     draw(losses, "loss", "training", SOFT)
     draw(losses, "eval_loss", "validation", ACCENT)
     draw(scores, "eval_accuracy", "accuracy", SOFT)
     draw(scores, "eval_macro_f1", "macro F1", ACCENT)
-    for best in (entry["epoch"] for entry in scored if entry["step"] == best_step):
+    for best in (entry[along] for entry in scored if entry["step"] == best_step):
         for axes in (losses, scores):
             axes.axvline(best, color=INK, lw=0.8, ls=":", label="weights kept")
-    losses.set(xlabel="epoch", title="Loss", ylim=(0, None))
-    scores.set(xlabel="epoch", title="Validation score", ylim=(None, 1.01))
+    losses.set(title="Loss", ylim=(0, None))
+    scores.set(title="Validation score", ylim=(None, 1.01))
     for axes in (losses, scores):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if along == "penalty":
+            axes.set(xlabel="C of the solved head, weaker penalty to the right", xscale="log")
+        else:
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
         axes.grid(alpha=0.2)
     _save(figure, path)

@@ -131,10 +131,13 @@ def add_lora(
     target_modules: list[str] | None,
     use_dora: bool,
     use_rslora: bool,
+    layers: str = "all",
 ) -> PeftModel:
-    """Freeze the model and add low-rank adapters; the head stays trainable."""
+    """Freeze the model and add low-rank adapters, in all blocks or the last N (`layers`); the head stays trainable."""
     head = find_head(model)[0]
     targets = find_lora_targets(model) if target_modules is None else _named_targets(model, target_modules, head)
+    if layers != "all":
+        targets = _in_last_blocks(model, layers, targets)
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
@@ -148,6 +151,19 @@ def add_lora(
     adapted = peft.get_peft_model(model, config)
     freeze_batchnorm_statistics(adapted)
     return adapted
+
+
+def _in_last_blocks(model: PreTrainedModel, layers: str, targets: list[str]) -> list[str]:
+    blocks = find_blocks(model)
+    if not layers.isdecimal() or not 0 < int(layers) < len(blocks):
+        raise UsageError(f"--lora_layers {layers} is neither all nor a number of blocks below the {len(blocks)} it has")
+    kept = tuple(block + "." for block in blocks[-int(layers) :])
+    inside = [target for target in targets if target.startswith(kept)]
+    if not inside:
+        raise UsageError(
+            f"none of the layers to adapt lies in the last {layers} blocks; choose more with --lora_layers"
+        )
+    return inside
 
 
 def find_lora_targets(model: PreTrainedModel) -> list[str]:

@@ -91,6 +91,7 @@ class ImageTrainer(Trainer):
             **kwargs,
         )
         self.augment, self.settings, self.times = augment, settings, Times()
+        self.processor, self.class_weights = processor, class_weights
         # Taken from the Trainer, which deletes an old checkpoint before the new one is complete.
         self.checkpoints_kept, args.save_total_limit = args.save_total_limit, None
         # Counted now, since merging adapters uses the model up.
@@ -107,13 +108,19 @@ class ImageTrainer(Trainer):
         self.add_callback(SeededSteps())
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        if not self.model.training:
-            return self._normalised(inputs["pixel_values"].float(), inputs["labels"])
-        with self.times.spent("augmentation"):
-            return self._normalised(*self.augment(inputs))
+        return self.model_inputs(inputs, augmented=self.model.training)
 
-    def _normalised(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def model_inputs(self, batch: dict[str, Any], augmented: bool) -> dict[str, torch.Tensor]:
+        """What the model is given for a batch, on the device: normalised pixels (batch, 3, side, side) and labels.
+
+        A batch of cached activations passes as it is: pixels are uint8, activations are not.
+        """
+        batch = super()._prepare_inputs(batch)
+        pixels, labels = batch["pixel_values"], batch["labels"]
+        if pixels.is_floating_point():
+            return {"pixel_values": pixels.float(), "labels": labels}
+        with self.times.spent("augmentation"):
+            pixels, labels = self.augment(batch) if augmented else (pixels.float(), labels)
         # In place: fresh memory for a batch of floats costs more than the arithmetic.
         return {"pixel_values": pixels.sub_(self.mean).div_(self.std), "labels": labels}
 

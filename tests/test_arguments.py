@@ -61,9 +61,28 @@ def test_each_strategy_has_a_learning_rate_of_its_own_and_prints_it(classes, fla
     assert f"learning_rate={rate}" in settings_line(*parsed)
 
 
-def test_the_head_learns_ten_times_faster_than_the_pretrained_layers_unless_told():
-    rates = FinetuneArguments(), FinetuneArguments(train_layers="head"), FinetuneArguments(head_learning_rate=0.5)
-    assert [arguments.head_rate(1e-4) for arguments in rates] == [1e-3, 1e-4, 0.5]
+def test_a_new_head_learns_ten_times_faster_than_the_pretrained_layers_unless_told_or_solved():
+    told = [{}, {"train_layers": "head"}, {"head_first": True}, {"head_learning_rate": 0.5}]
+    told += [{"head_first": True, "head_learning_rate": 0.5}]
+    assert [FinetuneArguments(**flags).head_rate(1e-4) for flags in told] == [1e-3, 1e-4, 1e-4, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("classes", "flags", "augmentation", "solved"),
+    [
+        (FINETUNE, [], "light", False),
+        (FINETUNE, ["--train_layers", "2", "--cached_views", "4"], "light", False),
+        (FINETUNE, ["--train_layers", "head"], "none", True),
+        (FINETUNE, ["--train_layers", "head", "--cached_views", "4"], "light", True),
+        (FINETUNE, ["--train_layers", "head", "--augmentation", "light"], "light", False),
+        (LORA, [], "light", None),
+    ],
+)
+def test_a_head_alone_has_no_augmentation_unless_told_and_is_then_solved(classes, flags, augmentation, solved):
+    data, _, strategy, training = parse_args(classes, "", [*NAMED, *flags])
+    assert data.augmentation == augmentation
+    assert f"augmentation={augmentation}" in settings_line(data, strategy, training)
+    assert solved is None or strategy.solves_head(data) is solved
 
 
 def test_what_trainer_must_never_do_with_photos_is_off_even_when_asked_in_a_recipe():
@@ -98,6 +117,9 @@ def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_name
         ([*NAMED, "--learning_rate", "fast"], "invalid float value: 'fast'"),
         ([*NAMED, "--recipe", "none.yaml"], "no recipe at 'none.yaml'"),
         ([*NAMED, "--recipe"], "no recipe at"),
+        ([*NAMED, "--cached_views", "2", "--augmentation", "strong"], "use --augmentation light"),
+        ([*NAMED, "--cached_views", "0"], "--cached_views begins at 1; found 0"),
+        ([*NAMED, "--train_layers", "head", "--head_first"], "leave one of them out"),
         ([*NAMED, "--eval_strategy", "no"], "--load_best_model_at_end requires"),
     ],
 )

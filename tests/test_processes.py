@@ -57,6 +57,22 @@ def test_two_and_four_processes_give_one_set_of_files_and_the_metrics_of_one(fla
     assert len({result["training"]["steps"] for result in results.values()}) == 1
 
 
+def test_two_processes_begin_with_one_solved_head_and_train_on_the_cached_views_of_one(flags, tmp_path):
+    flags += ["--train_layers", "1", "--head_first", "--cached_views", "2", "--num_train_epochs", "3"]
+    results = []
+    for count in (1, 2):
+        run, batch = tmp_path / str(count), ["--per_device_train_batch_size", 8 // count]
+        # A cache of its own: both must draw the same views.
+        environment = clean_environment(**TOGETHER, HF_DATASETS_CACHE=str(tmp_path / f"cache-{count}"))
+        done = subprocess.run(command(count, run, *flags, *batch), text=True, capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        for once in ("has the best validation macro F1", "cached views: 2 of each"):
+            assert done.stdout.count(once) == 1
+        results.append(json.loads((run / "results.json").read_text()))
+    assert results[1]["test"]["log_loss"] == pytest.approx(results[0]["test"]["log_loss"], rel=1e-3)
+    assert results[1]["training"]["best_step"] == results[0]["training"]["best_step"]
+
+
 def start(run: Path, flags: list, wait_for: str) -> subprocess.Popen:
     """Two processes under way: started, and given back once one of them said something."""
     log = run.with_suffix(".log")

@@ -63,13 +63,13 @@ def check_run(folder: Path, photos: Path, strategy: str) -> dict:
     return results
 
 
-@pytest.mark.parametrize("layers", ["all", "head", "1"])
+@pytest.mark.parametrize(("layers", "more"), [("all", ()), ("head", ("--augmentation", "light")), ("1", ())])
 def test_finetuning_leaves_a_whole_run_folder_that_pipeline_serves(
-    layers, photos, field_photos, tiny_vit, tmp_path, run_script
+    layers, more, photos, field_photos, tiny_vit, tmp_path, run_script
 ):
     run = tmp_path / "run"
     flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--train_layers", layers, "--output_dir", run)
-    code, out, err = run_script("train_finetune.py", *flags, *SHORT, "--shift_dataset_name", field_photos)
+    code, out, err = run_script("train_finetune.py", *flags, *SHORT, "--shift_dataset_name", field_photos, *more)
     assert code == 0, err
     assert files_of(run) == EVERY_RUN
     results = check_run(run, photos, "head" if layers == "head" else "finetune")

@@ -231,6 +231,16 @@ def test_lora_moves_adapters_and_head_and_nothing_of_the_network(kind, tmp_path)
     assert moved_by_two_steps(adapted, tmp_path) == moving
 
 
+def test_adapters_in_the_last_blocks_alone_and_where_none_can_be():
+    adapted = adapted_layers(add_lora(build("resnet"), **LORA, layers="1"))
+    assert len(adapted) == 2 and all(".resnet.encoder.stages.1.layers.1." in name for name in adapted)
+    for layers in ("0", "3", "4", "-1", "head", "1.5"):
+        with pytest.raises(UsageError, match=f"--lora_layers {layers} is neither all nor a number"):
+            add_lora(build("resnet"), **LORA, layers=layers)
+    with pytest.raises(UsageError, match="none of the layers to adapt lies in the last 1 blocks"):
+        add_lora(build("resnet"), **LORA | {"target_modules": ["shortcut.convolution"]}, layers="1")
+
+
 def adapted_layers(model: nn.Module) -> list[str]:
     return [
         name.removesuffix(".lora_A.default") for name, _ in model.named_modules() if name.endswith("lora_A.default")

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_name_or_path", help="the pretrained model; not needed for --strategies scratch")
     parser.add_argument("--strategies", nargs="+", choices=sorted(STRATEGIES), default=list(STRATEGIES), metavar="S")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each strategy; their spread is in the intervals")
-    parser.add_argument("--budget_epochs", type=int, default=10, help="passes over the photos of every run")
+    parser.add_argument("--budget_epochs", type=int, default=10, help="passes over the photos; a solved head takes one")
     parser.add_argument("--shift_dataset_name", help="a second test set with the same labels, such as field photos")
     parser.add_argument("--source_dataset_name", help="photos of the backbone's source task, to measure forgetting by")
     parser.add_argument("--output_dir", type=Path, help="where runs and report go; runs/compare-DATASET by default")
