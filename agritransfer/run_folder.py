@@ -9,7 +9,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -40,7 +39,7 @@ from agritransfer.pixel_store import PixelStore
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
 from agritransfer.results import KNOWN_FILE, read_results, results_table, score_splits
 from agritransfer.sources import Photo
-from agritransfer.stopping import preemptible
+from agritransfer.stopping import broken_in, preemptible
 from agritransfer.strategies import merge_lora
 from agritransfer.training import ImageTrainer, say
 
@@ -203,7 +202,7 @@ def write_results(
         "schema": SCHEMA,
         "strategy": strategy,
         "base_model": base_model,
-        **_data_facts(splits),
+        **_data_facts(splits, [*splits.broken, *broken_in(trainer.state)]),
         "validation": scores["validation"],
         "test": scores["test"],
         "shift": scores.get("shift"),
@@ -233,23 +232,25 @@ def write_results(
     print(f'or, with "not sure": python -m agritransfer predict {folder} PHOTOS')
 
 
-def _data_facts(splits: Splits) -> dict[str, Any]:
+def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
     return {
         "dataset": {
             "name": splits.name,
             "revision": splits.revision,
             "fingerprint": splits.fingerprint,
             "labels": splits.labels,
-            "counts": {split: dict(Counter(photo.label for photo in splits.of(split))) for split in SPLITS},
+            "counts": {split: splits.label_counts(split) for split in SPLITS},
+            "streamed": splits.stream is not None,
         },
         "splits": {
             "method": splits.method,
             "seed": splits.seed,
             "leakage": {
-                "found": len(splits.leaked),
+                # Streamed train photos were not looked at before training.
+                "found": None if splits.stream else len(splits.leaked),
                 "dropped": len(splits.leaked) if splits.leaks_dropped else 0,
             },
-            "broken": {"found": len(splits.broken), "skipped": len(splits.broken)},
+            "broken": {"found": len(broken), "skipped": len(broken)},
         },
     }
 
