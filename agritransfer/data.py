@@ -365,8 +365,8 @@ def counts_table(splits: Splits) -> str:
     lines += [f"note: {warning}" for warning in splits.warnings]
     if splits.stream:
         lines.append(
-            "note: the train photos are streamed: copies of them in validation or test (leakage) are not looked for, and "
-            "broken ones are found only as they come"
+            "note: the train photos are streamed: copies of them in validation or test (leakage) are not looked for, "
+            "and broken ones are found only as they come"
         )
     return "\n".join(lines)
 

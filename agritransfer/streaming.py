@@ -258,6 +258,11 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
         held = f"{sum(counts):,} photos" if counts else "photos"
         return f"streaming {held} from {len(shards)} shards, mixed {self.stream.shuffle_buffer:,} at a time{how}"
 
+    def first(self, number: int) -> list[dict[str, Any]]:
+        """So many items as they lie in the shards, shared out or not."""
+        self.rows, self.threads = self.stream.rows, 0
+        return list(islice(self._items(), number))
+
     def set_epoch(self, epoch: int) -> None:
         """Called before every epoch."""
         self.epoch = epoch
