@@ -29,11 +29,13 @@ STREAM = ("--streaming", "--use_cpu", "--per_device_train_batch_size", "8", "--n
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_bars():
-    """`datasets` draws its own where no one watches, too."""
+def quiet_and_quick():
+    """`datasets` draws its bars where no one watches, too, and rests five seconds after each pass."""
     datasets.disable_progress_bars()
+    rest, datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN, 0
     yield
     datasets.enable_progress_bars()
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = rest
 
 
 @pytest.fixture(scope="module")
