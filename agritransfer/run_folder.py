@@ -100,12 +100,32 @@ def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
         return
     results = read_results(folder)
     if results["command"] != command_line():
-        raise UsageError(f"{folder} holds another finished run; choose a new --output_dir or add --restart")
+        told = _differences(results["command"], command_line())
+        raise UsageError(f"{folder} holds another finished run: {told}; choose a new --output_dir or add --restart")
     say(f"{folder} is finished; its results:\n{results_table(results)}")
     if push_to_hub and not (folder / "published.json").exists():
         again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
         sys.exit(_say(PublishError(f"it is not published yet; {again}")))
     sys.exit(0)
+
+
+def _differences(then: str, now: str) -> str:
+    """What two commands have in different ways, flag by flag."""
+    was, asked = _flags_of(then), _flags_of(now)
+    names = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
+    told = (f"{name} was {was.get(name, 'not given')}, is {asked.get(name, 'not given')}" for name in names)
+    return "; ".join(told) or "the same flags in another order"
+
+
+def _flags_of(command: str) -> dict[str, str]:
+    """The words after each flag; under "script" those before the first."""
+    flags, name = {"script": []}, "script"
+    for word in shlex.split(command):
+        flag, given, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        name = flag or name
+        flags.setdefault(name, [])
+        flags[name] += [value] if given or not flag else []
+    return {name: " ".join(words) or "set" for name, words in flags.items()}
 
 
 def _say(error: Exception | Preempted, before: str = "error: ", after: str = "") -> int:

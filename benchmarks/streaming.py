@@ -1,9 +1,9 @@
 """How does the memory of a training on streamed photos grow with the set?
 
-    python -m benchmarks.streaming
+    taskset -c 0 python -m benchmarks.streaming
 
 Noise of three colours, 224 x 224 pixels, in parquet shards of 64 photos: 16, 64 and 256 of them; a tiny ViT from random
-weights, one epoch, one thread. Prints the size of the train shards, and the peaks that the run itself prints.
+weights, one epoch, one core (threads that wait for each other on a busy machine are slow). Prints the size of the train shards, and the peaks that the run itself prints.
 """
 
 import io
@@ -28,6 +28,7 @@ LABELS = ["brown", "green", "orange"]
 
 def main() -> None:
     """Print one line a set."""
+    datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as parent:
         for times in TIMES:
             shards, run = Path(parent) / f"shards{times}", Path(parent) / f"run{times}"
@@ -50,11 +51,12 @@ def draw(folder: Path, times: int) -> None:
     (folder / "data").mkdir(parents=True)
     for split, count in (("validation", SCORED), ("test", SCORED)):
         shard(random, count).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-    for number in range(SHARDS):
-        first = folder / "data" / f"train-{number:05d}.parquet"
-        shard(random, PHOTOS).to_parquet(first)
-        for again in range(1, times):
-            shutil.copyfile(first, folder / "data" / f"train-{number + again * SHARDS:05d}.parquet")
+    names = [folder / "data" / f"train-{n:05d}-of-{SHARDS * times:05d}.parquet" for n in range(SHARDS * times)]
+    for number, name in enumerate(names):
+        if number < SHARDS:
+            shard(random, PHOTOS).to_parquet(name)
+        else:
+            shutil.copyfile(names[number % SHARDS], name)
 
 
 def shard(random: np.random.Generator, count: int) -> datasets.Dataset:
