@@ -3,8 +3,8 @@
     taskset -c 0 python -m benchmarks.streaming
 
 Noise of three colours, 224 x 224 pixels, in parquet shards of 64 photos: 16, 64 and 256 of them; a tiny ViT from random
-weights, one epoch, one core (on a busy machine two threads wait for each other). Prints the size of the train shards, and
-the peaks that the run itself prints.
+weights, one epoch, one core (on a busy machine two threads wait for each other). Prints the size of the train shards,
+and the peaks that the run itself prints.
 """
 
 import io
