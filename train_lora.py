@@ -83,7 +83,7 @@ def main(data_args, model_args, lora_args, training_args):
             train_dataset=train_photos,
             eval_dataset=validation_photos,
             augment=build_augmentation(data_args.augmentation, image_size, len(splits.labels)),
-            class_weights=class_weights(data_args.class_weights, splits.label_indices("train"), len(splits.labels)),
+            class_weights=class_weights(data_args.class_weights, splits.label_counts("train")),
             early_stopping_patience=data_args.early_stopping_patience,
             compute_metrics=compute_metrics,
         )

@@ -89,6 +89,12 @@ class DataArguments:
     share_splits: bool = _flag(True, "Publish splits.csv too: the names of the files, never the photos.")
     license: str | None = _flag(None, "Licence of the published weights, such as apache-2.0; without it the card asks.")
     recipe: str | None = _flag(None, "A YAML file of flags, such as recipes/sample_lora.yaml; later flags win.")
+    streaming: bool = _flag(
+        False,
+        "Read the train photos from their shards in every epoch, for sets that no disk holds: parquet or WebDataset "
+        "that comes with train, validation and test.",
+    )
+    shuffle_buffer: int = _flag(1000, "Photos, as files, that a stream holds in memory to draw the next one from.")
     download_only: bool = _flag(
         False, "Fetch photos and model, look at every photo and end; then HF_HUB_OFFLINE=1 trains without a network."
     )
@@ -97,7 +103,7 @@ class DataArguments:
     def split_options(self) -> dict[str, Any]:
         """What `load_splits` wants to know beside the name of the data set."""
         names = ("group_column_name", "group_pattern", "validation_fraction", "test_fraction", "split_seed")
-        names += ("splits_file", "max_train_samples")
+        names += ("splits_file", "max_train_samples", "streaming", "shuffle_buffer")
         return {
             "revision": self.dataset_revision,
             **{name: getattr(self, name) for name in names},
@@ -146,7 +152,8 @@ class FinetuneArguments:
 
     def solves_head(self, data: DataArguments) -> bool:
         """Whether the head is all that is learnt and its features are known beforehand."""
-        return self.train_layers == "head" and (data.augmentation == "none" or data.cached_views is not None)
+        once = data.augmentation == "none" or data.cached_views is not None
+        return self.train_layers == "head" and once and not data.streaming
 
     def head_rate(self, learning_rate: float) -> float:
         """The rate of the head: as told; alone or solved, the rate itself; new on a body, 10 times its."""
@@ -233,6 +240,19 @@ OLD_FLAGS = {
 }
 
 
+# What needs the list of the train photos, which a stream does not have.
+NOT_STREAMED = {
+    **dict.fromkeys(
+        ("validation_fraction", "test_fraction", "split_seed", "splits_file", "group_column_name", "group_pattern"),
+        "a stream is never cut, it comes with its own validation and test",
+    ),
+    "max_train_samples": "the stream is read to its end; --max_steps N ends the training sooner",
+    "on_leakage": "streamed train photos are not looked at beforehand, so copies among them are not found",
+    **dict.fromkeys(("cached_views", "head_first"), "what is computed once for each photo needs them all at hand"),
+    "download_only": "a stream is read while it is trained on, there is nothing to fetch before",
+}
+
+
 def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str] | None = None) -> tuple:
     """Parse a script's flags; returns one object for each class, then the `TrainingArguments`.
 
@@ -249,6 +269,8 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
     _refuse_old_flags(flags, parser)
     *ours, others = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
     _require_names(ours, parser)
+    if ours[0].streaming:
+        _refuse_what_cannot_be_streamed(flags, parser)
 
     from transformers import TrainingArguments
 
@@ -312,6 +334,12 @@ def _refuse_old_flags(flags: Sequence[str], parser: HfArgumentParser) -> None:
             parser.error(f"--{name} cannot be used here; use {OLD_FLAGS[name]}")
 
 
+def _refuse_what_cannot_be_streamed(flags: Sequence[str], parser: HfArgumentParser) -> None:
+    for name in _flag_names(flags):
+        if name in NOT_STREAMED:
+            parser.error(f"--{name} cannot be used with --streaming: {NOT_STREAMED[name]}; leave one of the two out")
+
+
 def _refuse_unknown_flags(others: Sequence[str], everything: HfArgumentParser) -> None:
     known = [name for name in everything._option_string_actions if name.startswith("--")]
     for name in _flag_names(others):
@@ -340,7 +368,8 @@ def _choose_augmentation(data: DataArguments, strategy: Any, parser: HfArgumentP
     if head and strategy.head_first:
         parser.error("--head_first is what --train_layers head does anyway; leave one of them out")
     if data.augmentation is None:
-        data.augmentation = "none" if head and data.cached_views is None else "light"
+        solved = head and data.cached_views is None and not data.streaming
+        data.augmentation = "none" if solved else "light"
 
 
 def _machine_defaults(flags: Sequence[str]) -> dict[str, Any]:

@@ -257,18 +257,30 @@ def _data(results: dict[str, Any]) -> str:
         "stratified": f"The splits were cut by class, seed {splits['seed']}",
         "group": f"The splits were cut by class and never divide copies or given groups, seed {splits['seed']}",
     }[splits["method"]]
+    if leakage["found"] is None:
+        looked = (
+            "The training photos were streamed: copies of them among the photos to be scored were not looked for, and "
+            "would make the scores too high"
+        )
+    else:
+        looked = (
+            "Copies of a photo (mirrored, turned, resized, encoded again) were looked for: "
+            f"{leakage['found']} training photos were found again among photos to be scored, {leakage['dropped']} of "
+            "them were left out"
+        )
     return (
-        f"`{dataset['name']}` ({where}). {cut}. Copies of a photo (mirrored, turned, resized, encoded again) were "
-        f"looked for: {leakage['found']} training photos were found again among photos to be scored, "
-        f"{leakage['dropped']} of them were left out. Broken photos: {broken['found']} found, {broken['skipped']} left "
-        f"out. Fingerprint of photos and labels: `{dataset['fingerprint']}`."
+        f"`{dataset['name']}` ({where}). {cut}. {looked}. Broken photos: {broken['found']} found, "
+        f"{broken['skipped']} left out. Fingerprint of photos and labels: `{dataset['fingerprint']}`."
     )
 
 
 def _counts(results: dict[str, Any]) -> str:
     dataset = results["dataset"]
+    # Shards of WebDataset do not tell what they hold.
+    counted = dataset["counts"]["train"]
+    train = {label: f"{counted.get(label, 0):,}" if counted else "streamed" for label in dataset["labels"]}
     rows = [
-        [label, *(f"{dataset['counts'][split].get(label, 0):,}" for split in ("train", "validation", "test"))]
+        [label, train[label], *(f"{dataset['counts'][split].get(label, 0):,}" for split in ("validation", "test"))]
         for label in dataset["labels"]
     ]
     return markdown_table(["photos", "train", "validation", "test"], rows)

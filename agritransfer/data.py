@@ -23,6 +23,7 @@ from agritransfer.inspections import Inspection
 from agritransfer.pixel_store import PixelStore
 from agritransfer.pixels import EvaluationPixels, PhotoDataset, WholePhotos, training_pixels
 from agritransfer.sources import Photo, read_source, read_table
+from agritransfer.streaming import StreamedPhotos, TrainStream, open_stream
 
 SPLITS = ("train", "validation", "test")
 # Of two splits that share a photo the later one keeps it.
@@ -36,7 +37,8 @@ class Splits:
     """The photos of a run, every one decoded once; `found` counts what the data set holds, `photos` is what is used.
 
     `inspections` has what the audit saw of each of `photos`; `leaked` tells of each photo that is also in a split that
-    is scored later, where it is, and `leaks_dropped` whether those were left out.
+    is scored later, where it is, and `leaks_dropped` whether those were left out. With a `stream` the train photos come
+    from there and are none of these.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Splits:
     leaked: dict[str, str]
     leaks_dropped: bool
     warnings: tuple[str, ...]
+    stream: TrainStream | None = None
 
     def of(self, split: str) -> list[Photo]:
         """The photos of one split."""
@@ -63,15 +66,31 @@ class Splits:
         """The label of each photo of one split, as its place in `labels`."""
         return [self.labels.index(photo.label) for photo in self.of(split)]
 
-    def dataset(self, split: str, processor: BaseImageProcessor, store: PixelStore | None = None) -> PhotoDataset:
+    def label_counts(self, split: str) -> dict[str, int] | None:
+        """How many photos of each label a split holds; None for train shards that do not tell."""
+        if split == "train" and self.stream:
+            return self.stream.counts
+        count = Counter(photo.label for photo in self.of(split))
+        return {label: count[label] for label in self.labels}
+
+    def dataset(
+        self, split: str, processor: BaseImageProcessor, store: PixelStore | None = None
+    ) -> PhotoDataset | StreamedPhotos:
         """The photos of one split as they are scored, kept in the store where one is given."""
         return self._items(split, EvaluationPixels(processor), store)
 
-    def training_photos(self, processor: BaseImageProcessor, augmentation: str, store: PixelStore) -> PhotoDataset:
+    def training_photos(
+        self, processor: BaseImageProcessor, augmentation: str, store: PixelStore
+    ) -> PhotoDataset | StreamedPhotos:
         """The photos to train on, as this augmentation wants them."""
         return self._items("train", training_pixels(processor, augmentation), store)
 
-    def _items(self, split: str, pixels: EvaluationPixels | WholePhotos, store: PixelStore | None) -> PhotoDataset:
+    def _items(
+        self, split: str, pixels: EvaluationPixels | WholePhotos, store: PixelStore | None
+    ) -> PhotoDataset | StreamedPhotos:
+        if split == "train" and self.stream:
+            # Never stored: what no disk holds has no room in a store either.
+            return StreamedPhotos(self.stream, pixels)
         photos = self.of(split)
         rows, files = [photo.row for photo in photos], [photo.file for photo in photos]
         items = PhotoDataset(self.images, rows, self.label_indices(split), files, pixels)
@@ -99,19 +118,22 @@ def load_splits(
     on_leakage: Literal["drop", "keep", "stop"] = "drop",
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
+    streaming: bool = False,
+    shuffle_buffer: int = 1000,
 ) -> Splits:
     """Find the photos, audit every one of them once, and give each a label and a split.
 
+    With `streaming` this is so of the data's own validation and test; its train photos stay where they are.
     Raises `UsageError` when there is no such data set and `DataError` when it cannot be trained on.
     """
-    source = read_source(
-        dataset_name,
-        revision=revision,
-        image_column=image_column_name,
-        label_column=label_column_name,
-        group_column=group_column_name,
-        group_pattern=group_pattern,
-    )
+    columns = {"image_column": image_column_name, "label_column": label_column_name}
+    if streaming:
+        source, stream = open_stream(
+            dataset_name, revision=revision, **columns, on_broken=on_broken, shuffle_buffer=shuffle_buffer
+        )
+    else:
+        groups = {"group_column": group_column_name, "group_pattern": group_pattern}
+        source, stream = read_source(dataset_name, revision=revision, **columns, **groups), None
     if faults := class_faults(source):
         raise DataError(faults[0])
     found, left_out = source.photos, source.left_out
@@ -123,7 +145,7 @@ def load_splits(
     grouped = _merge_groups(examination)
     leaked = _find_leaks(examination, on_leakage)
     method, seed, present = "official", None, {photo.split for photo in found}
-    if missing := [split for split in SPLITS if split not in present]:
+    if missing := [split for split in SPLITS if split not in present and not stream]:
         fractions = {"validation": validation_fraction, "test": test_fraction}
         fractions = {split: fractions[split] for split in missing if split in fractions}
         grouped = cut_splits(grouped, fractions, split_seed)
@@ -131,12 +153,12 @@ def load_splits(
     unfit = set(examination.broken) | (set(leaked) if on_leakage == "drop" else set())
     limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
     photos = draw_samples([photo for photo in grouped if photo.file not in unfit], limits, split_seed)
-    _check_classes(photos, source.labels)
+    _check_classes(photos, source.labels, stream)
     inspections = _inspections_of(photos, examination)
     return Splits(
         name=dataset_name,
         revision=source.revision,
-        fingerprint=_fingerprint(photos, inspections),
+        fingerprint=_fingerprint(photos, inspections, stream),
         labels=source.labels,
         images=source.images,
         photos=photos,
@@ -149,6 +171,7 @@ def load_splits(
         leaked=leaked,
         leaks_dropped=on_leakage == "drop",
         warnings=(*photo_warnings(examination), *_group_warnings(examination, missing)),
+        stream=stream,
     )
 
 
@@ -242,14 +265,14 @@ def _without_shift_leaks(splits: Splits, shift: Splits, on_leakage: Literal["dro
     _stop_if_leaked(leaked, on_leakage)
     kept = [place for place, photo in enumerate(splits.photos) if photo.file not in leaked or on_leakage == "keep"]
     photos, inspections = [splits.photos[place] for place in kept], [splits.inspections[place] for place in kept]
-    if not any(photo.split == "train" for photo in photos):
+    if not splits.stream and not any(photo.split == "train" for photo in photos):
         raise DataError(f"all train photos are also in '{shift.name}'; give other photos to --shift_dataset_name")
-    _check_classes(photos, splits.labels)
+    _check_classes(photos, splits.labels, splits.stream)
     return replace(
         splits,
         photos=photos,
         inspections=inspections,
-        fingerprint=_fingerprint(photos, inspections),
+        fingerprint=_fingerprint(photos, inspections, splits.stream),
         leaked=splits.leaked | leaked,
     )
 
@@ -299,9 +322,10 @@ def _inspections_of(photos: list[Photo], examination: Examination) -> list[Inspe
     return [of_file[photo.file] for photo in photos]
 
 
-def _fingerprint(photos: list[Photo], inspections: list[Inspection]) -> str:
+def _fingerprint(photos: list[Photo], inspections: list[Inspection], stream: TrainStream | None = None) -> str:
     seen = zip(photos, inspections, strict=True)
     lines = sorted(f"{photo.label} {inspection.digest}" for photo, inspection in seen)
+    lines += [stream.fingerprint] if stream else []
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -318,10 +342,16 @@ def counts_table(splits: Splits) -> str:
     used = Counter((photo.split, photo.label) for photo in splits.photos)
     found = Counter((photo.split, photo.label) for photo in splits.found)
     names = [split for split in (*SPLITS, "shift") if any(photo.split == split for photo in splits.found)]
+    if splits.stream:
+        names.insert(0, "train")
+    streamed = splits.stream and splits.stream.counts
     width = max(len(label) for label in [*splits.labels, "class"])
     lines = [f"{splits.name}: photos used / found", " " * width + "".join(f"{name:>14}" for name in names)]
     for label in splits.labels:
-        cells = (f"{used[name, label]} / {found[name, label]}" for name in names)
+        cells = [f"{used[name, label]} / {found[name, label]}" for name in names]
+        if splits.stream:
+            # Counted, if at all: shards of WebDataset do not tell what they hold.
+            cells[0] = f"{streamed[label]}" if streamed else "?"
         lines.append(label.ljust(width) + "".join(f"{cell:>14}" for cell in cells))
     lines += [f"left out, broken: {file} ({reason})" for file, reason in splits.broken.items()]
     lines += [f"left out: {reason}" for reason in splits.left_out]
@@ -333,6 +363,11 @@ def counts_table(splits: Splits) -> str:
     if drawn := len(splits.found) - len(splits.photos) - len(unfit):
         lines.append(f"left out: {drawn} photos over --max_train_samples or --max_eval_samples")
     lines += [f"note: {warning}" for warning in splits.warnings]
+    if splits.stream:
+        lines.append(
+            "note: the train photos are streamed: copies of them in validation or test (leakage) are not looked for, "
+            "and broken ones are found only as they come"
+        )
     return "\n".join(lines)
 
 
@@ -349,8 +384,12 @@ def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tu
     return kept, tuple(f"{photo.file} (not in {path.name})" for photo in photos if photo.file not in split_of)
 
 
-def _check_classes(photos: list[Photo], labels: list[str]) -> None:
+def _check_classes(photos: list[Photo], labels: list[str], stream: TrainStream | None) -> None:
     count = Counter((photo.split, photo.label) for photo in photos)
+    if stream:
+        # Where the shards do not tell, the labels are those of validation and test.
+        in_train = stream.counts or dict.fromkeys(labels, 1)
+        count.update({("train", label): number for label, number in in_train.items()})
     for split in SPLITS:
         if not any(count[split, label] for label in labels):
             raise DataError(f"the {split} split holds no photos; add some or leave the split out, so that it is cut")

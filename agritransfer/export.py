@@ -39,6 +39,7 @@ from agritransfer.pixels import (
 from agritransfer.quantization import quantization_methods, quantize, refusal
 from agritransfer.results import read_results
 from agritransfer.run_folder import LOGIT_TOLERANCE
+from agritransfer.streaming import StreamedPhotos
 
 SCHEMA = 2
 OUTPUTS = ("logits", "features", "evidence")
@@ -135,7 +136,12 @@ def _load_photos(folder: Path, dataset: dict[str, Any]) -> Splits:
     try:
         # What the run dropped is not in its splits.csv; what it kept stays.
         splits = load_splits(
-            name, revision=dataset["revision"], splits_file=str(folder / "splits.csv"), on_leakage="keep"
+            name,
+            revision=dataset["revision"],
+            splits_file=str(folder / "splits.csv"),
+            on_leakage="keep",
+            # Runs from before there was streaming do not tell.
+            streaming=dataset.get("streamed", False),
         )
     except (UsageError, DataError) as error:
         where = f"the export of {folder} is checked on the photos of its training"
@@ -150,6 +156,8 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Normalised pixels and label indices of so many photos, evenly drawn from the split, batch by batch."""
     dataset = splits.dataset(split, processor)
+    if isinstance(dataset, StreamedPhotos):
+        dataset = dataset.first(most)
     loader = DataLoader(Subset(dataset, _evenly_drawn(len(dataset), most)), batch_size=BATCH_SIZE, collate_fn=collate)
     mean, std = normalization(processor)
     for batch in tqdm(loader, desc=f"{split} photos", delay=2, leave=False, disable=None):

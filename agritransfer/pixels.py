@@ -259,16 +259,19 @@ class PhotoDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pixels = self.decode(index) if self.stored is None else self.stored[index]
-        if isinstance(self.pixels, EvaluationPixels):
-            pixels = {"pixel_values": pixels.permute(2, 0, 1)}
-        else:
-            pixels = {"photo": pixels}
-        return {**pixels, "labels": self.labels[index], "files": self.files[index]}
+        return photo_item(self.pixels, pixels, self.labels[index], self.files[index])
 
     def decode(self, index: int) -> torch.Tensor:
         """The pixels of one item from its file: uint8, of shape (height, width, 3)."""
         image = self.images[self.rows[index]]["image"]
         return self.pixels.read(image["bytes"] or image["path"])
+
+
+def photo_item(kind: EvaluationPixels | WholePhotos, pixels: torch.Tensor, label: int, file: str) -> dict[str, Any]:
+    """An item for Trainer of the pixels (height, width, 3) of a photo that was decoded in this way."""
+    if isinstance(kind, EvaluationPixels):
+        return {"pixel_values": pixels.permute(2, 0, 1), "labels": label, "files": file}
+    return {"photo": pixels, "labels": label, "files": file}
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

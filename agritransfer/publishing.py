@@ -38,6 +38,7 @@ from agritransfer.pixels import decode_photo, normalization, photo_pixels
 from agritransfer.results import KNOWN_FILE, read_results
 from agritransfer.run_folder import LOGIT_TOLERANCE, load_adapter
 from agritransfer.sources import in_one_line, read_source
+from agritransfer.streaming import open_stream
 from agritransfer.training import say
 from agritransfer.uploading import (
     LOST,
@@ -260,7 +261,10 @@ def photos_to_compare(folder: Path, results: dict[str, Any]) -> tuple[list[Image
         for name in ("image_column", "label_column")
     }
     try:
-        source = read_source(dataset["name"], revision=dataset["revision"], **columns)
+        if dataset.get("streamed"):
+            source, _ = open_stream(dataset["name"], revision=dataset["revision"], **columns)
+        else:
+            source = read_source(dataset["name"], revision=dataset["revision"], **columns)
     except (UsageError, DataError) as error:
         raise DataError(
             f"the test photos of this run are not at '{dataset['name']}'; publish from where it was trained ({error})"

@@ -128,12 +128,16 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def _what_was_compared(comparison: dict[str, Any]) -> str:
-    counts = {split: sum(of.values()) for split, of in comparison["dataset"]["counts"].items()}
+    # Shards of WebDataset do not tell what they hold.
+    counts = {split: sum(of.values()) if of else "streamed" for split, of in comparison["dataset"]["counts"].items()}
     splits = comparison["splits"]
     leakage, broken = splits["leakage"], splits["broken"]
     official = splits["method"] == "official"
     cut = "the data's own splits" if official else f"{splits['method']} cut, seed {splits['seed']}"
-    cut += f"; {leakage['found']} leaked photos found, {leakage['dropped']} dropped"
+    if leakage["found"] is None:
+        cut += "; the train photos were streamed, and leaked ones not looked for"
+    else:
+        cut += f"; {leakage['found']} leaked photos found, {leakage['dropped']} dropped"
     cut += f"; {broken['skipped']} broken photos left out"
     unit = "groups of photos (copies of a photo, or what you gave)" if comparison["grouped"] else "photos"
     field = ""

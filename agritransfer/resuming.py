@@ -40,6 +40,7 @@ def run_settings(splits: Splits, base_model: dict[str, Any] | None, *parsed: Any
     flags |= training.to_dict()
     seen = zip(splits.photos, splits.inspections, strict=True)
     photos = "\n".join(f"{photo.split} {photo.label} {inspection.digest}" for photo, inspection in seen)
+    photos += splits.stream.fingerprint if splits.stream else ""
     settings = {
         "model": base_model and model_mark(base_model["name"], base_model["revision"]),
         "labels": splits.labels,

@@ -9,7 +9,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -40,7 +39,7 @@ from agritransfer.pixel_store import PixelStore
 from agritransfer.pixels import collate, decode_photo, normalization, processor_image_size
 from agritransfer.results import KNOWN_FILE, read_results, results_table, score_splits
 from agritransfer.sources import Photo
-from agritransfer.stopping import preemptible
+from agritransfer.stopping import broken_in, preemptible
 from agritransfer.strategies import merge_lora
 from agritransfer.training import ImageTrainer, say
 
@@ -101,12 +100,32 @@ def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
         return
     results = read_results(folder)
     if results["command"] != command_line():
-        raise UsageError(f"{folder} holds another finished run; choose a new --output_dir or add --restart")
+        told = _differences(results["command"], command_line())
+        raise UsageError(f"{folder} holds another finished run: {told}; choose a new --output_dir or add --restart")
     say(f"{folder} is finished; its results:\n{results_table(results)}")
     if push_to_hub and not (folder / "published.json").exists():
         again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
         sys.exit(_say(PublishError(f"it is not published yet; {again}")))
     sys.exit(0)
+
+
+def _differences(then: str, now: str) -> str:
+    """What two commands have in different ways, flag by flag."""
+    was, asked = _flags_of(then), _flags_of(now)
+    names = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
+    told = (f"{name} was {was.get(name, 'not given')}, is {asked.get(name, 'not given')}" for name in names)
+    return "; ".join(told) or "the same flags in another order"
+
+
+def _flags_of(command: str) -> dict[str, str]:
+    """The words after each flag; under "script" those before the first."""
+    flags, name = {"script": []}, "script"
+    for word in shlex.split(command):
+        flag, given, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        name = flag or name
+        flags.setdefault(name, [])
+        flags[name] += [value] if given or not flag else []
+    return {name: " ".join(words) or "set" for name, words in flags.items()}
 
 
 def _say(error: Exception | Preempted, before: str = "error: ", after: str = "") -> int:
@@ -203,7 +222,7 @@ def write_results(
         "schema": SCHEMA,
         "strategy": strategy,
         "base_model": base_model,
-        **_data_facts(splits),
+        **_data_facts(splits, [*splits.broken, *broken_in(trainer.state)]),
         "validation": scores["validation"],
         "test": scores["test"],
         "shift": scores.get("shift"),
@@ -233,23 +252,25 @@ def write_results(
     print(f'or, with "not sure": python -m agritransfer predict {folder} PHOTOS')
 
 
-def _data_facts(splits: Splits) -> dict[str, Any]:
+def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
     return {
         "dataset": {
             "name": splits.name,
             "revision": splits.revision,
             "fingerprint": splits.fingerprint,
             "labels": splits.labels,
-            "counts": {split: dict(Counter(photo.label for photo in splits.of(split))) for split in SPLITS},
+            "counts": {split: splits.label_counts(split) for split in SPLITS},
+            "streamed": splits.stream is not None,
         },
         "splits": {
             "method": splits.method,
             "seed": splits.seed,
             "leakage": {
-                "found": len(splits.leaked),
+                # Streamed train photos were not looked at before training.
+                "found": None if splits.stream else len(splits.leaked),
                 "dropped": len(splits.leaked) if splits.leaks_dropped else 0,
             },
-            "broken": {"found": len(splits.broken), "skipped": len(splits.broken)},
+            "broken": {"found": len(broken), "skipped": len(broken)},
         },
     }
 

@@ -212,7 +212,7 @@ def _read_hub(
         with hub_errors(what):
             info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
         files = [file.rfilename for file in info.siblings]
-        _refuse_code(name, files)
+        refuse_code(name, files)
         wanted = TABLE_FILES if any(file.endswith((".parquet", ".arrow")) for file in files) else None
     with hub_errors(what):
         folder = Path(
@@ -221,7 +221,7 @@ def _read_hub(
     if any(folder.rglob("*.parquet")) or any(folder.rglob("*.arrow")):
         with hub_errors(what):
             loaded = datasets.load_dataset(str(folder))
-        source = _source_of_tables(name, loaded, image_column, label_column, group_column)
+        source = source_of_tables(name, loaded, image_column, label_column, group_column)
     else:
         # Without tables the repository is a folder of photos, with the traps of any folder.
         source = _read_folder(folder, group_column)
@@ -246,7 +246,8 @@ def in_one_line(error: Exception) -> str:
     return " ".join(lines[:2]) or type(error).__name__
 
 
-def _refuse_code(name: str, files: Sequence[str]) -> None:
+def refuse_code(name: str, files: Sequence[str]) -> None:
+    """Raise `DataError` for a Hub data set that could run code here."""
     script = name.split("/")[-1] + ".py"
     if script in files:
         raise DataError(f"'{name}' is a loading script ({script}), which would run its code here; use a parquet copy")
@@ -256,19 +257,16 @@ def _refuse_code(name: str, files: Sequence[str]) -> None:
         )
 
 
-def _source_of_tables(
+def source_of_tables(
     name: str,
     loaded: datasets.DatasetDict,
     image_column: str | None,
     label_column: str | None,
     group_column: str | None,
 ) -> Source:
+    """The photos of a data set of tables, whose keys are its splits."""
     features = next(iter(loaded.values())).features
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    image_column = _pick_column(name, "image", image_column, images, list(features))
-    class_labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    by_name = [column for column in features if column in ("label", "labels")]
-    label_column = _pick_column(name, "label", label_column, class_labels or by_name, list(features))
+    image_column, label_column = pick_columns(name, features, image_column, label_column)
     if group_column is not None:
         group_column = _pick_column(name, "group", group_column, [], list(features))
     names = features[label_column].names if isinstance(features[label_column], datasets.ClassLabel) else None
@@ -297,6 +295,19 @@ def _source_of_tables(
     used = {photo.label for photo in photos}
     labels = [label for label in names if label in used] if names else sorted(used)
     return Source(images, photos, labels, left_out=tuple(left_out))
+
+
+def pick_columns(
+    name: str, features: datasets.Features, image_column: str | None, label_column: str | None
+) -> tuple[str, str]:
+    """The columns of the photos and of their labels; found where there is only one candidate."""
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    class_labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    by_name = [column for column in features if column in ("label", "labels")]
+    return (
+        _pick_column(name, "image", image_column, images, list(features)),
+        _pick_column(name, "label", label_column, class_labels or by_name, list(features)),
+    )
 
 
 def _pick_column(name: str, role: str, chosen: str | None, candidates: list[str], columns: list[str]) -> str:

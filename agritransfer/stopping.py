@@ -1,7 +1,7 @@
 """When does a run stop before its end?
 
-A signal asks for it, or the loss is no number. Within training that takes effect after the step, in all processes at
-once; anywhere else at once.
+A signal asks for it, the loss is no number, or a streamed photo is broken. Within training that takes effect after the
+step, in all processes at once; anywhere else at once.
 """
 
 import multiprocessing
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerState
 
-from agritransfer.errors import DivergedError, Preempted
+from agritransfer.errors import DataError, DivergedError, Preempted
 
 # What a scheduler sends before it takes the machine away; Windows knows only the first.
 SIGNALS = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGUSR1]
@@ -67,17 +68,22 @@ class SafeStop(TrainerCallback):
 
     The processes agree after every step, since one that stopped alone would leave the others waiting. At the last step
     of an epoch the epoch's own validation and save come first: a run that goes on from there would not make up for it.
+
+    Broken photos of a stream end it too; where it `skips_broken` they are named once, and stay in the Trainer's state.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, skips_broken: bool = False) -> None:
+        self.skips_broken = skips_broken
         self.asked, self.agreed, self.stopping = "", False, False
         self.losses: list[torch.Tensor] = []
         self.files: list[Sequence[str]] = []
+        self.faults: list[str] = []
 
-    def watch(self, loss: torch.Tensor, files: Sequence[str]) -> None:
+    def watch(self, loss: torch.Tensor, files: Sequence[str], faults: Sequence[str] = ()) -> None:
         """Note the loss of a batch; it is looked at once a step, so that a GPU need not wait for each batch."""
         self.losses.append(loss.detach())
         self.files.append(files)
+        self.faults += faults
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.handlers = {number: signal.signal(number, self._ask) for number in (*SIGNALS, signal.SIGINT)}
@@ -99,7 +105,9 @@ class SafeStop(TrainerCallback):
         finite = torch.isfinite(torch.stack(self.losses)).tolist()
         diverging = [file for fine, files in zip(finite, self.files, strict=True) if not fine for file in files]
         self.losses, self.files = [], []
-        self.agreed, diverged = _agree(bool(self.asked), bool(diverging))
+        self.agreed, diverged, faulty = _agree(bool(self.asked), bool(diverging), bool(self.faults))
+        if faulty:
+            self._meet_broken_photos(state)
         if diverged:
             names = ", ".join(gather_object(diverging))
             raise DivergedError(
@@ -108,6 +116,19 @@ class SafeStop(TrainerCallback):
             )
         if self.agreed and not control.should_training_stop and state.epoch % 1:
             self.stopping = control.should_save = True
+
+    def _meet_broken_photos(self, state: TrainerState) -> None:
+        faults, self.faults = sorted(set(gather_object(self.faults)) - set(broken_in(state))), []
+        if not self.skips_broken:
+            raise DataError(
+                f"{len(faults)} photos of the train shards cannot be used: {'; '.join(faults[:10])}; mend them or add "
+                "--on_broken skip"
+            )
+        # In the state, so that a run that goes on counts them too.
+        state.log_history += [{"broken": fault, "step": state.global_step} for fault in faults]
+        if state.is_world_process_zero:
+            for fault in faults:
+                tqdm.write(f"left out, broken: {fault}")
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.agreed:
@@ -119,6 +140,11 @@ class SafeStop(TrainerCallback):
             raise Preempted(
                 f"{self.asked or 'a signal to another process'} came; the checkpoint of step {step} is complete"
             )
+
+
+def broken_in(state: TrainerState) -> list[str]:
+    """The streamed photos that a run has left out so far, each with the reason."""
+    return [entry["broken"] for entry in state.log_history if "broken" in entry]
 
 
 def _agree(*mine: bool) -> list[bool]:

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.data_loader import prepare_data_loader
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import (
     BaseImageProcessor,
@@ -32,11 +33,12 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from agritransfer.arguments import available_cores
 from agritransfer.checkpoints import MANIFEST, fault_of, write_manifest
-from agritransfer.errors import DivergedError, StorageError
+from agritransfer.errors import DivergedError, StorageError, UsageError
 from agritransfer.pixel_store import StoredPixels
 from agritransfer.pixels import PhotoDataset, collate, normalization
 from agritransfer.stopping import SafeStop, ignore_signals
 from agritransfer.strategies import count_parameters
+from agritransfer.streaming import StreamedPhotos, collate_stream
 
 SETTINGS = "settings.json"
 
@@ -83,6 +85,9 @@ class ImageTrainer(Trainer):
             kwargs["optimizer_cls_and_kwargs"] = (optimizer, options | {"params": parameter_groups})
         if isinstance(train_dataset, PhotoDataset) and train_dataset.stored is not None:
             _load_without_workers(args, train_dataset.stored)
+        stream = train_dataset if isinstance(train_dataset, StreamedPhotos) else None
+        if stream is not None:
+            say(stream.share_out(args))
         super().__init__(
             args=args,
             train_dataset=train_dataset,
@@ -91,7 +96,7 @@ class ImageTrainer(Trainer):
             **kwargs,
         )
         self.augment, self.settings, self.times = augment, settings, Times()
-        self.processor, self.class_weights = processor, class_weights
+        self.processor, self.class_weights, self.stream = processor, class_weights, stream
         # Taken from the Trainer, which deletes an old checkpoint before the new one is complete.
         self.checkpoints_kept, args.save_total_limit = args.save_total_limit, None
         # Counted now, since merging adapters uses the model up.
@@ -100,10 +105,11 @@ class ImageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(ProgressLines())
-        self.add_callback(TimeForecast(len(self.eval_dataset) / len(self.train_dataset)))
+        trained = len(self.train_dataset) * (args.world_size if stream else 1)
+        self.add_callback(TimeForecast(len(self.eval_dataset) / trained))
         if early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
-        self.safe_stop = SafeStop()
+        self.safe_stop = SafeStop(stream is not None and stream.stream.on_broken == "skip")
         self.add_callback(self.safe_stop)
         self.add_callback(SeededSteps())
 
@@ -131,7 +137,7 @@ class ImageTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         with self.times.spent("forward and backward"):
             loss = super().training_step(model, inputs, *args)
-            self.safe_stop.watch(loss, inputs["files"])
+            self.safe_stop.watch(loss, inputs["files"], inputs.get("faults", ()))
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -141,6 +147,34 @@ class ImageTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with self.times.spent("optimizer and the rest"):
             return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.stream is None:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.stream,
+            batch_size=self._train_batch_size,
+            collate_fn=collate_stream,
+            # One reader a process: several would each mix a share of their own, and end with a part of a batch each.
+            num_workers=min(1, self.args.dataloader_num_workers),
+            pin_memory=self.args.dataloader_pin_memory,
+            drop_last=self.args.dataloader_drop_last,
+            worker_init_fn=ignore_signals,
+        )
+        # As if for one process: the stream is shared out already, and accelerate would let the first process read all.
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, put_on_device=True, dispatch_batches=False
+        )
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        mine = super().num_examples(dataloader)
+        return mine * self.args.world_size if dataloader.dataset is self.stream else mine
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        epoch, batches = super()._init_training_state(*args)
+        if self.stream is not None:
+            self.stream.pass_over(epoch, batches * self._train_batch_size)
+        return epoch, batches
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         loader = super()._get_dataloader(*args, **kwargs)
@@ -258,12 +292,17 @@ def classification_loss(class_weights: torch.Tensor | None, label_smoothing: flo
     return loss
 
 
-def class_weights(kind: Literal["none", "balanced"], labels: Sequence[int], num_labels: int) -> torch.Tensor | None:
-    """`balanced`: weights of shape (num_labels,), inverse to how often a class occurs, 1 on average over the photos."""
+def class_weights(kind: Literal["none", "balanced"], counts: dict[str, int] | None) -> torch.Tensor | None:
+    """`balanced`: weights of shape (labels,), inverse to how often a class occurs, 1 on average over the photos.
+
+    `counts` has the train photos of each label, in the order of the labels. Raises `UsageError` where there are none.
+    """
     if kind == "none":
         return None
-    counts = torch.bincount(torch.tensor(labels), minlength=num_labels)
-    return len(labels) / (num_labels * counts.float())
+    if counts is None:
+        raise UsageError("the shards do not tell how rare a class is; leave --class_weights out, or stream parquet")
+    photos = torch.tensor(list(counts.values()), dtype=torch.float)
+    return photos.sum() / (len(photos) * photos)
 
 
 @contextmanager

@@ -47,6 +47,7 @@ class HubClient:
     """Runs training scripts and commands in one process of its own; `url` is the Hub's."""
 
     def __init__(self, url: str, home: Path):
+        self.home = home
         environment = os.environ | hub_environment(url, home) | {"PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", LOOP],

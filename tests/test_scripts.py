@@ -143,7 +143,7 @@ def test_a_finished_run_started_again_prints_its_results(photos, tiny_vit, tmp_p
     assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == before
 
     code, _, err = run_script("train_finetune.py", *flags, "--seed", "5")
-    assert code == 2 and "holds another finished run" in err and "--restart" in err
+    assert code == 2 and "holds another finished run: --seed was not given, is 5; choose" in err and "--restart" in err
 
     assert run_script("train_finetune.py", *flags, "--seed", "5", "--restart")[0] == 0
     assert (tmp_path / "run.1/results.json").exists() and (tmp_path / "run/results.json").exists()

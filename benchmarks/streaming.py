@@ -1,0 +1,81 @@
+"""How does the memory of a training on streamed photos grow with the set?
+
+    taskset -c 0 python -m benchmarks.streaming
+
+Noise of three colours, 224 x 224 pixels, in parquet shards of 64 photos: 16, 64 and 256 of them; a tiny ViT from random
+weights, one epoch, one core (on a busy machine two threads wait for each other). Prints the size of the train shards,
+and the peaks that the run itself prints.
+"""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from benchmarks.memory import COLOURS, ROOT
+
+TIMES = (1, 4, 16)
+SHARDS, PHOTOS, SCORED = 16, 64, 96
+LABELS = ["brown", "green", "orange"]
+
+
+def main() -> None:
+    """Print one line a set."""
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as parent:
+        for times in TIMES:
+            shards, run = Path(parent) / f"shards{times}", Path(parent) / f"run{times}"
+            draw(shards, times)
+            command = [sys.executable, "train_scratch.py", "--dataset_name", shards, "--output_dir", run, "--streaming"]
+            command += ["--model_type", "vit", "--model_size", "nano", "--image_size", "32", "--num_train_epochs", "1"]
+            command += ["--use_cpu", "--per_device_train_batch_size", "64"]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+            bytes_of_train = sum(path.stat().st_size for path in shards.glob("data/train-*"))
+            photos = SHARDS * times * PHOTOS
+            told = "; ".join(re.findall("peak memory.*|[0-9.]+ photos/s", said.stdout))
+            print(f"{photos:,} train photos, {bytes_of_train / 1e6:,.0f} MB: {told}", flush=True)
+            shutil.rmtree(shards)
+
+
+def draw(folder: Path, times: int) -> None:
+    """Write the shards; the further ones hold the photos of the first again, which no memory notices."""
+    random = np.random.default_rng(0)
+    (folder / "data").mkdir(parents=True)
+    for split, count in (("validation", SCORED), ("test", SCORED)):
+        shard(random, count).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    names = [folder / "data" / f"train-{n:05d}-of-{SHARDS * times:05d}.parquet" for n in range(SHARDS * times)]
+    for number, name in enumerate(names):
+        if number < SHARDS:
+            shard(random, PHOTOS).to_parquet(name)
+        else:
+            shutil.copyfile(names[number % SHARDS], name)
+
+
+def shard(random: np.random.Generator, count: int) -> datasets.Dataset:
+    """So many photos, their colours in turns."""
+    labels = [number % 3 for number in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)})
+    images = [{"bytes": photo(random, COLOURS[label]), "path": None} for label in labels]
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+
+def photo(random: np.random.Generator, colour: tuple[int, int, int]) -> bytes:
+    """A JPEG of coarse and fine noise; of the fine alone, the small picture of any two would be the same."""
+    coarse = random.normal(colour, 40, size=(28, 28, 3)).repeat(8, axis=0).repeat(8, axis=1)
+    pixels = np.clip(coarse + random.normal(0, 20, size=(224, 224, 3)), 0, 255).astype(np.uint8)
+    opened = io.BytesIO()
+    Image.fromarray(pixels).save(opened, "JPEG")
+    return opened.getvalue()
+
+
+if __name__ == "__main__":
+    main()
