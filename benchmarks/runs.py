@@ -69,9 +69,11 @@ def run_recipe(data: Path, model: Path, folder: Path, flags: Sequence[str]) -> R
 
 
 def _timed(command: Sequence[str | Path], folder: Path) -> tuple[float, list[tuple[float, str]]]:
-    """Seconds of the whole process, and what it said with the second of each line."""
-    shutil.rmtree(folder, ignore_errors=True)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    """Seconds of the whole process, with empty caches, and what it said with the second of each line."""
+    cache = folder.with_suffix(".cache")
+    for old in (folder, cache):
+        shutil.rmtree(old, ignore_errors=True)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "HF_DATASETS_CACHE": str(cache)}
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = []
