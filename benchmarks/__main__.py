@@ -23,8 +23,8 @@ MEASUREMENTS = (
     ("cold_pass-2", ["cold_pass", "--cores", "2"]),
     ("start_up", ["start_up"]),
     ("training_step", ["training_step"]),
-    ("head_only", ["head_only", "--turns", "3"]),
-    ("last_blocks", ["last_blocks", "--turns", "1", "--photos", "400"]),
+    ("head_only", ["head_only"]),
+    ("last_blocks", ["last_blocks", "--photos", "400"]),
 )
 
 

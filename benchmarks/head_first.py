@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.runs import answers, described, photos_of, run_ours, run_parser, shared_flags
+from benchmarks.runs import answers, described, parse_run, photos_of, run_ours, run_parser, shared_flags
 from benchmarks.timing import Ratio, machine, report, take_turns
 
 AIM = 0.9
@@ -21,7 +21,7 @@ def main() -> None:
     """Train both with each seed, then compare the errors."""
     flags = run_parser(__doc__, turns=5, epochs=5)
     flags.add_argument("--field", type=Path, help="Photos of other places; the drawn ones in sample/ without it.")
-    args = flags.parse_args()
+    args = parse_run(flags)
     facts, data, runs = machine(), photos_of(args), args.output.absolute() / "runs"
     field = args.field or Path("sample/leaves_field")
     shared = [*shared_flags(args), "--shift_dataset_name", str(field.absolute())]
@@ -45,7 +45,7 @@ def main() -> None:
     ours, plain = "train_finetune.py --head_first", "train_finetune.py"
     seconds, _ = take_turns(
         {ours: entrant(ours, ["--head_first", "True"]), plain: entrant(plain, [])},
-        1 if args.quick else args.turns,
+        args.turns,
         warm_up=False,
     )
     ratio, interval = error_ratio(np.array(wrong[ours]), np.array(wrong[plain]))

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 
 from agritransfer.data import SPLITS, load_splits
-from benchmarks.photos import generated, photos_below
+from benchmarks.photos import SIZES, generated, photos_below
 from benchmarks.timing import ROOT, Ratio, compare, parser, take_turns
 
 SCORE_LINE = re.compile(r"^epoch ([\d.]+)/.*accuracy ([\d.]+)")
@@ -151,26 +151,35 @@ def race(
 def run_parser(story: str, turns: int, epochs: int) -> argparse.ArgumentParser:
     """The flags of benchmarks of whole runs."""
     flags = parser(story, turns)
-    flags.add_argument("--data", type=Path, help="Folder of photos; drawn ones of 500 x 500 pixels without it.")
+    flags.add_argument("--data", type=Path, help="Folder of photos; drawn ones without it.")
     flags.add_argument("--model", type=Path, default=ROOT / "sample/vit", help="Folder of a pretrained model.")
     flags.add_argument("--image_size", help="Side of the model's input; the model's own without it.")
     flags.add_argument("--epochs", type=int, default=epochs)
     flags.add_argument("--photos", type=int, default=800, help="Drawn photos to train on, without --data.")
+    flags.add_argument("--photo_size", choices=SIZES, default="500px", help="Of the drawn photos.")
     return flags
+
+
+def parse_run(flags: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was asked for, made tiny by `--quick`."""
+    args = flags.parse_args()
+    if args.quick:
+        args.turns, args.epochs, args.photos = 1, 1, 32
+    return args
 
 
 def photos_of(args: argparse.Namespace) -> Path:
     """The split folder that the flags ask for."""
     if args.data is not None:
         return split_folder(args.output, args.data)
-    train = 32 if args.quick else args.photos
-    return generated(args.output.absolute(), "500px", {"train": train, "validation": train // 4, "test": train // 4})
+    counts = {"train": args.photos, "validation": args.photos // 4, "test": args.photos // 4}
+    return generated(args.output.absolute(), args.photo_size, counts)
 
 
 def shared_flags(args: argparse.Namespace) -> list[str]:
     """What both sides are told."""
     size = ["--image_size", args.image_size] if args.image_size else []
-    return ["--num_train_epochs", str(1 if args.quick else args.epochs), "--use_cpu", *size]
+    return ["--num_train_epochs", str(args.epochs), "--use_cpu", *size]
 
 
 def described(data: Path, args: argparse.Namespace) -> str:

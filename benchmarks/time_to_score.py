@@ -15,6 +15,7 @@ from benchmarks.runs import (
     BEST_FLAGS,
     Run,
     described,
+    parse_run,
     photos_of,
     run_ours,
     run_parser,
@@ -37,7 +38,7 @@ RECIPES = {
 
 def main() -> None:
     """Run every entrant once a turn, then compare each of ours with each recipe's own score."""
-    args = run_parser(__doc__, turns=5, epochs=5).parse_args()
+    args = parse_run(run_parser(__doc__, turns=5, epochs=5))
     facts, data, folder = machine(), photos_of(args), args.output.absolute() / "runs"
     flags = shared_flags(args)
     runs: dict[str, list[Run]] = {name: [] for name in (*OURS, *RECIPES)}
@@ -62,7 +63,7 @@ def main() -> None:
 
     entrants = {name: entrant(name, ours(more)) for name, more in OURS.items()}
     entrants |= {name: entrant(name, recipe(more)) for name, more in RECIPES.items()}
-    take_turns(entrants, 1 if args.quick else args.turns, warm_up=False)
+    take_turns(entrants, args.turns, warm_up=False)
 
     ratios, notes = [], []
     for name in OURS:
@@ -70,7 +71,7 @@ def main() -> None:
             ratio, note = reached(f"{described(data, args)}", name, runs[name], peer, runs[peer])
             ratios += [ratio] if ratio else []
             notes += [note] if note else []
-    report(args.output, f"time_to_score-{data.name}", ratios, facts, notes)
+    report(args.output, f"time_to_score-{data.name.removeprefix('split-')}", ratios, facts, notes)
 
 
 def reached(what: str, name: str, ours: list[Run], peer: str, theirs: list[Run]) -> tuple[Ratio | None, str]:
