@@ -36,13 +36,13 @@ def main() -> None:
     """Compare the store with both ways of `map` on each kind of photo."""
     flags = parser(__doc__, turns=5)
     flags.add_argument("--cores", type=int, choices=[1, 2], default=1)
-    flags.add_argument("--photos", type=int, default=512, help="Photos of 500 x 500 pixels; a 16th of 12 million.")
+    flags.add_argument("--photos", type=int, default=256, help="Photos of 500 x 500 pixels; a 16th of 12 million.")
     args = flags.parse_args()
     use_cores(args.cores)
     datasets.disable_progress_bars()
     facts, ratios, notes = machine(), [], []
     for size in SIZES:
-        count = args.photos if size == "500px" else max(32, args.photos // 16)
+        count = args.photos if size == "500px" else max(16, args.photos // 16)
         counts = {"train": 4 if args.quick else count, "validation": 4, "test": 4}
         more, note = on_photos(generated(args.output.absolute(), size, counts), size, args)
         ratios += more
