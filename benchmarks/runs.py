@@ -89,6 +89,8 @@ def _timed(command: Sequence[str | Path], folder: Path) -> tuple[float, list[tup
         )
         for line in process.stdout:
             lines.append((time.perf_counter() - started, line.rstrip("\n")))
+            complaints.write(f"{lines[-1][0]:.1f} s: {line}")
+            complaints.flush()
     if process.wait() != 0:
         raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
     return time.perf_counter() - started, lines
