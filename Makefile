@@ -1,8 +1,8 @@
-# make demo | test | lint | space : each makes .venv when it is missing. Needs Python 3.11 or newer.
+# make demo | test | lint | space | bench : each makes .venv when it is missing. Needs Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test lint space
+.PHONY: demo test lint space bench
 
 demo: $(VENV)/runtime
 	$(VENV)/bin/python sample/demo.py
@@ -12,6 +12,9 @@ test: lint
 
 space: $(VENV)/space
 	$(VENV)/bin/python space/app.py
+
+bench: $(VENV)/runtime
+	$(VENV)/bin/python -m benchmarks
 
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .

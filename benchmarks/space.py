@@ -10,7 +10,6 @@ upload in it, and the memory that stays. The photos below PHOTOS are enlarged fo
 import io
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,8 @@ import httpx
 import psutil
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.timing import ROOT, processor_name
+
 TURNS = 5
 PHOTOS = 40
 FULL_SIZE = (4000, 3000)
@@ -114,12 +114,6 @@ def diagnose(client: httpx.Client, photo: bytes) -> str:
     told = client.get(f"/gradio_api/call/diagnose/{event}").text
     answer = json.loads(told.split("data: ", 1)[1].splitlines()[0])[0]
     return answer["answers"][0]["label"] if "answers" in answer else answer["label"]
-
-
-def processor_name() -> str:
-    """The processor, as the system tells."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

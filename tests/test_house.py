@@ -95,7 +95,8 @@ def test_the_flags_that_the_readme_names_exist():
     known = set(build_parser((*classes, TrainingArguments), "")._option_string_actions)
     commands = build_command_parser()._subparsers._group_actions[0].choices
     known |= {flag for command in commands.values() for flag in command._option_string_actions}
-    known |= set(re.findall(r'add_argument\("(--\w+)"', (ROOT / "space/app.py").read_text()))
+    for path in (ROOT / "space/app.py", *ROOT.glob("benchmarks/*.py")):
+        known |= set(re.findall(r'add_argument\("(--\w+)"', path.read_text()))
     others = {"--config_file", "--multi_gpu", "--num_processes", "--help_all", "--index-url", "--signals-to-handle"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", README))
     assert len(named) >= 15

@@ -1,0 +1,58 @@
+"""How much sooner are the last two blocks trained from cached views of what lies below them, the filling included?
+
+    python -m benchmarks.last_blocks
+    python -m benchmarks.last_blocks --data cardamom_lab --model efficientnet-lite0 --image_size 224
+    python -m benchmarks.last_blocks --lora --data cardamom_lab --model efficientnet-lite0 --image_size 224
+
+Ours: `train_finetune.py --train_layers 2 --cached_views 4`, twenty epochs. Peers: the recipe with the same weights
+frozen, at the rate of ours, and ours without cached views, which has the pixel store too. With `--lora`: `train_lora.py
+--lora_layers 2 --cached_views 4` beside the same without cached views. Whole processes, from the command to the scored
+test, all caches empty at the start.
+"""
+
+from benchmarks.runs import (
+    BEST_FLAGS,
+    described,
+    parse_run,
+    photos_of,
+    race,
+    run_ours,
+    run_parser,
+    run_recipe,
+    shared_flags,
+)
+from benchmarks.timing import machine, report
+
+AIM = 1.5
+TOLERANCE = 0.005
+RATE = ["--learning_rate", "1e-4"]
+
+
+def main() -> None:
+    """Compare whole runs, and their test accuracy."""
+    parser = run_parser(__doc__, turns=3, epochs=20)
+    parser.add_argument("--lora", action="store_true", help="Adapters in the last two blocks in place of the blocks.")
+    args = parse_run(parser)
+    facts, data, runs = machine(), photos_of(args), args.output.absolute() / "runs"
+    script, layers = ("train_lora.py", "--lora_layers") if args.lora else ("train_finetune.py", "--train_layers")
+    flags = [*shared_flags(args), layers, "2"]
+
+    def ours(seed: int, *more: str):
+        return run_ours(script, data, args.model, runs / "blocks", [*flags, *more, "--seed", str(seed)])
+
+    def recipe(seed: int):
+        more = [*flags, *RATE, *BEST_FLAGS, "--seed", str(seed)]
+        return run_recipe(data, args.model, runs / "blocks-recipe", more)
+
+    entrants = {f"{script} {layers} 2 --cached_views 4": lambda seed: ours(seed, "--cached_views", "4")}
+    if not args.lora:
+        entrants["recipe, same layers, 2 workers, batches of 32"] = recipe
+    entrants["ours without cached views"] = ours
+    what = "LoRA in the last 2 blocks" if args.lora else "last 2 blocks"
+    question = f"{what}, {args.epochs} epochs, {described(data, args)}"
+    ratios = race(question, entrants, args.turns, AIM, TOLERANCE)
+    report(args.output, "last_blocks-lora" if args.lora else "last_blocks", ratios, facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""How much sooner is the score reached that the recipe has after five epochs of fine-tuning all layers?
+
+    python -m benchmarks.time_to_score --data cardamom_lab --model efficientnet-lite0 --image_size 112
+
+Peer: the recipe, as documented and with better flags (rate, batch, workers); its time is when its validation accuracy
+first was what it is after five epochs. Ours: the same network by `--train_layers head` and by `--head_first`; its time
+is when its validation accuracy first was as high. Both count from the command, with imports, the look at the photos and
+the filling of caches. A turn is one seed.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from benchmarks.runs import (
+    BEST_FLAGS,
+    Run,
+    described,
+    parse_run,
+    photos_of,
+    run_ours,
+    run_parser,
+    run_recipe,
+    shared_flags,
+)
+from benchmarks.timing import Ratio, compare, machine, report, take_turns
+
+AIM = 4.0
+OURS = {
+    "train_finetune.py --train_layers head": ["--train_layers", "head"],
+    "train_finetune.py --head_first": ["--head_first", "True"],
+}
+# The rate of the guide is one for batches of 64 and many more photos.
+RECIPES = {
+    "recipe as documented": [],
+    "recipe, 2 workers, batches of 32, rate 2e-4": [*BEST_FLAGS, "--learning_rate", "2e-4"],
+}
+
+
+def main() -> None:
+    """Run every entrant once a turn, then compare each of ours with each recipe's own score."""
+    args = parse_run(run_parser(__doc__, turns=5, epochs=5))
+    facts, data, folder = machine(), photos_of(args), args.output.absolute() / "runs"
+    flags = shared_flags(args)
+    runs: dict[str, list[Run]] = {name: [] for name in (*OURS, *RECIPES)}
+
+    def entrant(name: str, start: Callable[[int], Run]) -> Callable[[], float]:
+        def once() -> float:
+            run = start(len(runs[name]))
+            runs[name].append(run)
+            scores = ", ".join(f"{accuracy:.3f} at {seconds:.0f} s" for seconds, accuracy in run.validation)
+            print(f"{name}: {scores}; in all {run.seconds:.0f} s, test {run.test:.3f}", flush=True)
+            return run.seconds
+
+        return once
+
+    def ours(more: Sequence[str]) -> Callable[[int], Run]:
+        return lambda seed: run_ours(
+            "train_finetune.py", data, args.model, folder / "score", [*flags, *more, "--seed", str(seed)]
+        )
+
+    def recipe(more: Sequence[str]) -> Callable[[int], Run]:
+        return lambda seed: run_recipe(data, args.model, folder / "score-recipe", [*flags, *more, "--seed", str(seed)])
+
+    entrants = {name: entrant(name, ours(more)) for name, more in OURS.items()}
+    entrants |= {name: entrant(name, recipe(more)) for name, more in RECIPES.items()}
+    take_turns(entrants, args.turns, warm_up=False)
+
+    ratios, notes = [], []
+    for name in OURS:
+        for peer in RECIPES:
+            ratio, note = reached(f"{described(data, args)}", name, runs[name], peer, runs[peer])
+            ratios += [ratio] if ratio else []
+            notes += [note] if note else []
+    report(args.output, f"time_to_score-{data.name.removeprefix('split-')}", ratios, facts, notes)
+
+
+def reached(what: str, name: str, ours: list[Run], peer: str, theirs: list[Run]) -> tuple[Ratio | None, str]:
+    """The ratio over the turns in which ours reached the peer's score, and a word on the others."""
+    pairs = [(mine.seconds_to(other.validation[-1][1]), other) for mine, other in zip(ours, theirs, strict=True)]
+    got = [(seconds, other.seconds_to(other.validation[-1][1])) for seconds, other in pairs if seconds is not None]
+    bar = statistics.mean(other.validation[-1][1] for other in theirs)
+    note = ""
+    if missed := len(pairs) - len(got):
+        short = f"in {missed} of {len(pairs)} turns {name} did not reach the score of {peer}"
+        note = f"{what}: {short} ({bar:.3f} on average)."
+    if not got:
+        return None, note
+    question = f"time to the recipe's validation accuracy, {what}"
+    tests = statistics.mean(run.test for run in ours), statistics.mean(run.test for run in theirs)
+    guard = f"bar {bar:.3f}, reached in {len(got)} of {len(pairs)}; test {tests[0]:.3f}, peer {tests[1]:.3f}"
+    mine, other = zip(*got, strict=True)
+    facts = {"target": AIM, "guard": guard, "guarded": not missed}
+    return compare(question, (name, mine), (peer, other), "seconds", "s", **facts), note
+
+
+if __name__ == "__main__":
+    main()

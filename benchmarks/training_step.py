@@ -1,0 +1,146 @@
+"""How many photos a second does one training step take in, all layers and LoRA, beside the plain Trainer?
+
+    python -m benchmarks.training_step
+    python -m benchmarks.training_step --model efficientnet-lite0 --image_size 224 --batch 16
+
+Both train the same network on the same pixels, which lie in memory: uint8 for ours, which it normalises, normalised
+floats for the peer, so that no photo is decoded or cropped. The rest is the Trainer's loop, with its optimizer. Ours
+adds its watch over the loss and the seed of each step; what it saves lies elsewhere (cached views, `last_blocks`).
+"""
+
+import contextlib
+import io
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from agritransfer.models import load_pretrained, load_processor
+from agritransfer.pixels import EvaluationPixels, PhotoDataset, build_augmentation, normalization, processor_image_size
+from agritransfer.strategies import add_lora
+from agritransfer.training import ImageTrainer
+from benchmarks.peers.recipe import collate
+from benchmarks.timing import ROOT, compare, machine, parser, report, take_turns
+
+AIMS = {"all layers": 1.15, "LoRA": None}
+LABELS = ["a", "b", "c", "d"]
+LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False}
+
+
+def main() -> None:
+    """Compare both on all layers, then with the same adapters."""
+    flags = parser(__doc__, turns=5)
+    flags.add_argument("--model", type=Path, default=ROOT / "sample/vit", help="Folder of a pretrained model.")
+    flags.add_argument("--image_size", type=int, help="Side of the model's input; the model's own without it.")
+    flags.add_argument("--batch", type=int, default=32)
+    flags.add_argument("--steps", type=int, default=20, help="Steps of one measurement.")
+    args = flags.parse_args()
+    args.steps = 2 if args.quick else args.steps
+    facts, ratios, notes = machine(), [], []
+    processor = load_processor(str(args.model), None, args.image_size)
+    side = processor_image_size(processor)
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (args.batch * args.steps, 3, side, side), dtype=torch.uint8, generator=random)
+    for kind, aim in AIMS.items():
+        watches = {"ours": Stopwatch(), "Trainer": Stopwatch()}
+        trainers = {
+            "ours": ours(network(args, side, kind), processor, pixels, args),
+            "Trainer": plain(network(args, side, kind), processor, pixels, args),
+        }
+        for name, trainer in trainers.items():
+            trainer.add_callback(watches[name])
+        contestants = {name: partial(speed, trainer, watches[name], len(pixels)) for name, trainer in trainers.items()}
+        values, first = take_turns(contestants, 1 if args.quick else args.turns)
+        apart = abs(watches["ours"].losses[0] - watches["Trainer"].losses[0])
+        question = f"training step, {kind}, {args.model.name} at {side} pixels, batches of {args.batch}"
+        more = {"target": aim, "guard": f"mean losses of the first pass {apart:.4f} apart", "guarded": apart < 0.01}
+        sides = (("ours", values["ours"]), ("Trainer", values["Trainer"]))
+        ratios.append(compare(question, *sides, "speed", "photos/s", **more))
+        notes.append(f"{kind}: warm-up, not counted: " + ", ".join(f"{name} {s:.1f} s" for name, s in first.items()))
+    report(args.output, "training_step", ratios, facts, notes)
+
+
+def network(args: Any, side: int, kind: str) -> PreTrainedModel:
+    """The same weights each time, with the same adapters for LoRA."""
+    torch.manual_seed(0)
+    model = load_pretrained(str(args.model), None, LABELS, side)
+    return add_lora(model, **LORA) if kind == "LoRA" else model
+
+
+def ours(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: Any) -> Trainer:
+    """The Trainer of the scripts, without augmentation."""
+    labels = [place % len(LABELS) for place in range(len(pixels))]
+    stored = pixels.permute(0, 2, 3, 1).contiguous()
+    photos = PhotoDataset([], labels, labels, ["drawn"] * len(pixels), EvaluationPixels(processor), stored)
+    return ImageTrainer(
+        model=model,
+        args=settings(args),
+        settings={},
+        processor=processor,
+        train_dataset=photos,
+        eval_dataset=photos,
+        augment=build_augmentation("none", pixels.shape[-1], len(LABELS)),
+        class_weights=None,
+        early_stopping_patience=None,
+    )
+
+
+def plain(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: Any) -> Trainer:
+    """transformers' Trainer on the normalised pixels."""
+    mean, std = normalization(processor)
+    photos = [
+        {"pixel_values": (photo - mean) / std, "label": place % len(LABELS)} for place, photo in enumerate(pixels)
+    ]
+    return Trainer(model, settings(args), data_collator=collate, train_dataset=photos)
+
+
+def settings(args: Any) -> TrainingArguments:
+    """The same for both."""
+    return TrainingArguments(
+        tempfile.mkdtemp(),
+        num_train_epochs=1,
+        per_device_train_batch_size=args.batch,
+        train_sampling_strategy="sequential",
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=True,
+        label_names=["labels"],
+    )
+
+
+class Stopwatch(TrainerCallback):
+    """Times the steps without what the Trainer does before and after them, and keeps the loss of each pass."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.losses: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Start."""
+        self.started = time.perf_counter()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Stop."""
+        self.seconds = time.perf_counter() - self.started
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Keep the mean loss."""
+        self.losses += [logs["loss"]] if "loss" in logs else []
+
+
+def speed(trainer: Trainer, watch: Stopwatch, photos: int) -> float:
+    """Photos a second over one pass."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train()
+    return photos / watch.seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Turns, ratios, intervals and verdicts of the benchmarks, and that the peer's recipe trains."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, put_photos
+
+from benchmarks.head_first import error_ratio
+from benchmarks.runs import Run
+from benchmarks.time_to_score import reached
+from benchmarks.timing import compare, interval_of_median, table, take_turns
+
+
+def test_contestants_take_turns_forwards_and_backwards_after_one_warm_up_each():
+    called = []
+    contestants = {name: lambda name=name: called.append(name) or len(called) for name in "abc"}
+    values, first = take_turns(contestants, turns=3)
+    assert "".join(called) == "abc" + "abc" + "cba" + "abc"
+    assert values == {"a": [4, 9, 10], "b": [5, 8, 11], "c": [6, 7, 12]}
+    assert list(first) == ["a", "b", "c"]
+    assert take_turns(contestants, turns=1, warm_up=False)[1] == {}
+
+
+def test_a_ratio_is_above_one_where_ours_is_faster_whatever_is_counted():
+    speed = compare("q", ("ours", [300, 100, 90]), ("peer", [100, 50, 10]), "speed", "photos/s", target=3.0)
+    assert speed.ratio == pytest.approx(3.0)  # of 3, 2 and 9; the ratio of the medians would be 2
+    assert speed.interval == (2, 9)
+    assert speed.reached() is False  # the middle alone is not enough
+    seconds = compare("q", ("ours", [2.0, 4.0]), ("peer", [10.0, 20.0]), "seconds", "s", target=4.0)
+    assert (seconds.ratio, seconds.interval) == (5, (5, 5))
+    assert seconds.reached() is True
+
+
+def test_the_interval_of_a_median_narrows_with_the_number_of_turns_and_holds_what_it_should():
+    random = np.random.default_rng(1)
+    held, widths = 0, []
+    for _ in range(60):
+        low, high = interval_of_median(random.normal(10, 1, 25))
+        held += low <= 10 <= high
+        widths.append(high - low)
+    assert 53 <= held <= 60
+    # Of a median of n normal values, 2 x 1.96 x 1.25 / sqrt(n).
+    assert statistics.mean(widths) == pytest.approx(0.98, abs=0.15)
+
+
+def test_the_error_ratio_and_its_interval_are_over_seeds_and_photos():
+    random = np.random.default_rng(0)
+    ours, plain = random.random((5, 400)) < 0.1, random.random((5, 400)) < 0.2
+    ratio, (low, high) = error_ratio(ours, plain)
+    assert ratio == pytest.approx(ours.sum() / plain.sum())
+    assert low < ratio < high < 0.7
+    same, (low, high) = error_ratio(plain, plain)
+    assert same == 1
+    assert low < 1 < high
+    assert error_ratio(np.zeros((2, 10), bool), np.zeros((2, 10), bool))[0] == 0
+
+
+def test_the_time_to_a_score_counts_the_first_time_and_tells_of_turns_without_it():
+    theirs = [Run(Path(), 99, [(10, 0.8), (20, 0.95), (30, 0.9)], 0.9)] * 2
+    ours = [Run(Path(), 50, [(5, 0.7), (8, 0.9004)], 0.9), Run(Path(), 50, [(5, 0.7)], 0.7)]
+    ratio, note = reached("leaves", "ours", ours, "peer", theirs)
+    assert (ratio.ours_values, ratio.peer_values, ratio.ratio) == ([8], [20], 2.5)
+    assert ratio.guarded is False
+    assert "in 1 of 2 turns ours did not reach the score of peer (0.900" in note
+    assert reached("leaves", "ours", ours[1:], "peer", theirs[1:])[0] is None
+
+
+def test_the_table_names_what_was_missed_and_what_was_not_the_same_work():
+    more = {"target": 3.0, "guard": "accuracy 0.8, peer 0.9", "guarded": False}
+    row = table([compare("q", ("ours", [200]), ("peer", [100]), "speed", "photos/s", **more).to_dict()]).splitlines()[
+        -1
+    ]
+    assert row == (
+        "| q | ours: 200 photos/s (200 to 200) | peer: 100 photos/s (100 to 100) | **2.00** (2.00 to 2.00) "
+        "| 3: missed | accuracy 0.8, peer 0.9 **(no)** |"
+    )
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_documentation_trains_two_steps_and_scores(tmp_path, tiny_vit):
+    photos = tmp_path / "photos"
+    for seed, split in enumerate(("train", "validation", "test")):
+        put_photos(photos / split, seed)
+    flags = ["--data_dir", photos, "--model_name_or_path", tiny_vit, "--output_dir", tmp_path / "run", "--use_cpu"]
+    flags += ["--train_layers", "1", "--num_train_epochs", "1", "--per_device_train_batch_size", "18"]
+    flags += ["--gradient_accumulation_steps", "1", "--report_to", "none"]
+    command = [sys.executable, "-m", "benchmarks.peers.recipe", *map(str, flags)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    scores = json.loads((tmp_path / "run/scores.json").read_text())
+    assert [score["epoch"] for score in scores["validation"]] == [1.0]
+    assert 0 < scores["validation"][0]["seconds"] < scores["seconds"]
+    assert 0 <= scores["test"] <= 1
+    assert (
+        json.loads((next((tmp_path / "run").glob("checkpoint-*")) / "trainer_state.json").read_text())["max_steps"] == 2
+    )
