@@ -48,6 +48,9 @@ class Cluster:
         (folder / "slurm").symlink_to(ROOT / "slurm")
         self.command(".venv/bin/python", f'exec "{sys.executable}" "$@"')
         self.command(".venv/bin/torchrun", f'exec "{sys.executable}" -m torch.distributed.run "$@"')
+        # sbatch keeps a copy of the job and starts that, here at once and in the foreground.
+        copied = f'cp "$1" "{folder}/job"; shift; SLURM_SUBMIT_DIR=$PWD exec bash "{folder}/job" "$@"'
+        self.command("bin/sbatch", copied)
         # srun starts its command on every node, here on one, and hands signals down.
         self.command("bin/srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"')
         self.command("bin/scontrol", f'echo "$@" >> "{folder}/asked"; [ "$1" = show ] && echo localhost || true')
@@ -58,18 +61,23 @@ class Cluster:
         path.chmod(0o755)
 
     def start(self, job: str, *words, gpus: int = 1) -> subprocess.Popen:
-        """What Slurm does when a job's turn has come; `sbatch` itself only queues it."""
-        given = {"SLURM_SUBMIT_DIR": self.folder, "SCRATCH": self.folder / "scratch", "SLURM_JOB_ID": 7}
+        """Submit a job by the README's command, whose turn comes at once."""
+        given = {"SCRATCH": self.folder / "scratch", "SLURM_JOB_ID": 7}
         given |= {"SLURM_CPUS_PER_TASK": 2 * gpus, "SLURM_GPUS_ON_NODE": gpus, "SLURM_NNODES": 1}
         given |= {"SLURM_JOB_NODELIST": "node1", "SLURM_RESTART_COUNT": self.starts, "OMP_NUM_THREADS": 1}
         given |= {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONPATH": ROOT}
         environment = os.environ | {name: str(value) for name, value in given.items()}
         self.log = self.folder / f"log{self.starts}"
         self.starts += 1
-        command = ["bash", str(ROOT / "slurm" / job), *map(str, words)]
+        command = [f"{self.folder}/bin/sbatch", f"slurm/{job}", *map(str, words)]
         with self.log.open("w") as log:
             return subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=self.folder,
+                start_new_session=True,
             )
 
     def wait_for(self, words: str, seconds: float = 90) -> None:
