@@ -19,10 +19,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import Dataset
 
+from agritransfer.cut import activations, batches_of
 from agritransfer.errors import UsageError
 from agritransfer.evaluation import macro_f1
 from agritransfer.models import find_head
-from agritransfer.prefix import activations, batches_of
 from agritransfer.training import ImageTrainer, say
 
 # Inverse strengths of the penalty on standardised features, the strongest first: each begins where the last one ended.

@@ -5,8 +5,6 @@ A file is decoded when its bytes are seen for the first time on this machine; la
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from agritransfer.arguments import available_cores
+from agritransfer.caches import cache_folder, written_whole
 from agritransfer.duplicates import SIDE, thumbnail
 from agritransfer.pixels import decode_photo, file_notes
 from agritransfer.sources import Photo, in_one_line
@@ -50,8 +49,8 @@ def inspect(images: datasets.Dataset, photos: Sequence[Photo], name: str) -> lis
         path = _memory_of(name)
         known = _recall(path)
         with ThreadPoolExecutor(available_cores()) as pool:
-            found = pool.map(lambda photo: _inspect(images[photo.row]["image"], photo.file, known), photos)
-            bar = tqdm(found, total=len(photos), desc="checking photos", delay=2, leave=False, disable=None)
+            looks = pool.map(lambda photo: _inspect(images[photo.row]["image"], photo.file, known), photos)
+            bar = tqdm(looks, total=len(photos), desc="checking photos", delay=2, leave=False, disable=None)
             inspections = list(bar)
         found = zip(photos, inspections, strict=True)
         whole = {_known_as(seen.digest, photo.file): seen for photo, seen in found if not seen.reason}
@@ -88,8 +87,7 @@ def _inspect(image: dict | None, file: str, known: dict[str, Inspection]) -> Ins
 def _memory_of(name: str) -> Path:
     place = Path(name).resolve() if Path(name).is_dir() else name
     what = f"{VERSION} {version('pillow')} {version('pillow-heif')} {place}"
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "agritransfer-inspections"
-    return folder / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
+    return cache_folder("inspections") / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
 
 
 def _recall(path: Path) -> dict[str, Inspection]:
@@ -106,18 +104,12 @@ def _recall(path: Path) -> dict[str, Inspection]:
 
 
 def _remember(path: Path, seen: dict[str, Inspection]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     each = list(seen.values())
-    handle, begun = tempfile.mkstemp(prefix="unfinished-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(
-                file,
-                key=np.array(list(seen), dtype=str),
-                look=np.array([inspection.look for inspection in each]).reshape(-1, SIDE, SIDE),
-                notes=np.array([json.dumps(inspection.notes) for inspection in each], dtype=str),
-                size=np.array([inspection.size for inspection in each]).reshape(-1, 2),
-            )
-        os.replace(begun, path)
-    finally:
-        Path(begun).unlink(missing_ok=True)
+    with written_whole(path) as begun, begun.open("wb") as file:
+        np.savez(
+            file,
+            key=np.array(list(seen), dtype=str),
+            look=np.array([inspection.look for inspection in each]).reshape(-1, SIDE, SIDE),
+            notes=np.array([json.dumps(inspection.notes) for inspection in each], dtype=str),
+            size=np.array([inspection.size for inspection in each]).reshape(-1, 2),
+        )

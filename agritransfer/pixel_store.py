@@ -7,10 +7,7 @@ runs. It lies in the cache of `datasets`.
 import hashlib
 import itertools
 import json
-import os
 import shutil
-import tempfile
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,39 +16,36 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
 from agritransfer.arguments import available_cores
-from agritransfer.errors import StorageError
+from agritransfer.caches import (
+    cache_folder,
+    checksum_of,
+    force_to_disk,
+    make_room,
+    mark_as_used,
+    read_at,
+    written_whole,
+)
 from agritransfer.pixels import PhotoDataset
 
 # Raised by whoever changes how pixels are made or how they lie in the file.
 VERSION = 1
 # These decode and resize, each release a little in its own way.
 DECODERS = ("pillow", "pillow-heif", "torch", "torchvision", "transformers")
-PIXELS, INDEX, UNFINISHED = "pixels.bin", "index.json", "unfinished-"
-MADE_ANEW = "run the same command again, which makes it anew and goes on"
-CHECKING = {"desc": "checking stored pixels", "delay": 2, "leave": False, "disable": None}
+PIXELS, INDEX = "pixels.bin", "index.json"
 # So many photos are decoded before their pixels are written, in their order.
 CHUNK = 256
-# A store that another run may still read is not taken away.
-IN_USE_SECONDS = 24 * 3600
-# Left free on the disk for the run itself.
-SPARE_BYTES = 2 * 10**9
 # The share of a GPU's free memory that pixels may take.
 GPU_SHARE = 0.25
 
 
 class StoredPixels(Sequence[torch.Tensor]):
-    """The pixels of a set of photos in their order, each uint8 (height, width, 3), read from the file when used.
-
-    The system keeps what was read in memory that it can take back, once for all processes. A mapped file would do the
-    same, but would be told as the memory of each of them.
-    """
+    """The pixels of a set of photos in their order, each uint8 (height, width, 3), read from the file when used."""
 
     def __init__(self, folder: Path):
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -67,15 +61,7 @@ class StoredPixels(Sequence[torch.Tensor]):
         if self.on_gpu is not None:
             return self.on_gpu[self.starts[index] : self.starts[index + 1]].view(height, width, 3)
         pixels = torch.empty((height, width, 3), dtype=torch.uint8)
-        # Opened each time, since a file that is shared with a loader worker would share its place too.
-        try:
-            with self.file.open("rb", buffering=0) as file:
-                file.seek(self.starts[index])
-                read = file.readinto(pixels.numpy())
-        except OSError as error:
-            raise StorageError(f"{self.file} is gone ({error}); {MADE_ANEW}") from error
-        if read != pixels.numel():
-            raise StorageError(f"{self.file} is cut off; {MADE_ANEW}")
+        read_at(self.file, self.starts[index], pixels.numpy())
         return pixels
 
     def fault(self) -> str | None:
@@ -83,12 +69,9 @@ class StoredPixels(Sequence[torch.Tensor]):
         size = self.file.stat().st_size
         if size != self.starts[-1]:
             return f"has {size:,} of {self.starts[-1]:,} bytes"
-        checksum = 0
-        with self.file.open("rb") as file, tqdm(total=size, unit="B", unit_scale=True, **CHECKING) as bar:
-            while block := file.read(1 << 24):
-                checksum = zlib.crc32(block, checksum)
-                bar.update(len(block))
-        return None if checksum == self.checksum else "has other bytes than were written"
+        with self.file.open("rb") as file:
+            intact = checksum_of(file, size) == self.checksum
+        return None if intact else "has other bytes than were written"
 
     def move_to_gpu(self, device: torch.device) -> bool:
         """Hold all pixels on the GPU where they take little of it, and say so; then a step waits for no disk."""
@@ -103,7 +86,7 @@ class PixelStore:
 
     def __init__(self, mode: Literal["auto", "off"], gigabytes: float):
         self.mode, self.limit = mode, int(gigabytes * 10**9)
-        self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "agritransfer-pixels"
+        self.folder = cache_folder("pixels")
         self.notes: list[str] = []
 
     def keep(self, dataset: PhotoDataset, digests: Sequence[str], sizes: Sequence[tuple[int, int]]) -> PhotoDataset:
@@ -122,7 +105,7 @@ class PixelStore:
                 self._prepare(store, dataset, needed)
         if not store.is_dir():
             return dataset
-        os.utime(store)
+        mark_as_used(store)
         dataset.stored = StoredPixels(store)
         return dataset
 
@@ -142,7 +125,7 @@ class PixelStore:
             self.notes.append(f"{store.name} {fault} and is made anew")
             shutil.rmtree(store)
         try:
-            if not self._make_room(needed):
+            if not make_room(self.folder, needed, self.limit):
                 self.notes.append(f"{told} have no room (--pixel_store_gb, free disk) and are decoded as they are used")
                 return
             _build(store, dataset)
@@ -150,34 +133,6 @@ class PixelStore:
             self.notes.append(f"{told} cannot be stored ({error}) and are decoded as they are used")
         else:
             self.notes.append(f"{told} decoded")
-
-    def _make_room(self, needed: int) -> bool:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if needed > self.limit:
-            return False
-        ages = {store: time.time() - store.stat().st_mtime for store in self._stores()}
-        taken = {store: sum(file.stat().st_size for file in store.iterdir()) for store in ages}
-        idle = sorted((store for store in ages if ages[store] > IN_USE_SECONDS), key=ages.get)
-
-        def fits() -> bool:
-            return sum(taken.values()) + needed <= self.limit and self._free() >= needed + SPARE_BYTES
-
-        while not fits() and idle:
-            longest_unused = idle.pop()
-            shutil.rmtree(longest_unused, ignore_errors=True)
-            del taken[longest_unused]
-        return fits()
-
-    def _stores(self) -> list[Path]:
-        # What another run is building at this moment gets its name under way, so it is looked at when it is a day old.
-        return [
-            path
-            for path in self.folder.iterdir()
-            if not path.name.startswith(UNFINISHED) or time.time() - path.stat().st_mtime > IN_USE_SECONDS
-        ]
-
-    def _free(self) -> int:
-        return shutil.disk_usage(self.folder).free
 
 
 def _name(dataset: PhotoDataset, digests: Sequence[str]) -> str:
@@ -189,27 +144,19 @@ def _name(dataset: PhotoDataset, digests: Sequence[str]) -> str:
 
 def _build(store: Path, dataset: PhotoDataset) -> None:
     """Decode every photo on all cores into a folder that gets its name when it is whole."""
-    begun = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=store.parent))
     shapes, checksum = [], 0
-    try:
-        with _one_thread_each() as pool, (begun / PIXELS).open("wb") as file:
-            bar = tqdm(total=len(dataset), desc="decoding photos once", delay=2, leave=False, disable=None)
+    bar = tqdm(total=len(dataset), desc="decoding photos once", delay=2, leave=False, disable=None)
+    with written_whole(store) as begun, bar, _one_thread_each() as pool:
+        begun.mkdir()
+        with (begun / PIXELS).open("wb") as file:
             for pixels in _decoded(dataset, pool):
                 shapes.append(list(pixels.shape[:2]))
                 content = pixels.contiguous().numpy()
                 checksum = zlib.crc32(content, checksum)
                 file.write(content)
                 bar.update()
-            bar.close()
-            file.flush()
-            os.fsync(file.fileno())
-        index = {"shapes": shapes, "crc32": checksum}
-        (begun / INDEX).write_text(json.dumps(index), encoding="utf-8")
-        if not store.is_dir():
-            begun.rename(store)
-    finally:
-        # Gone after the renaming; still there where something failed, or another run was faster.
-        shutil.rmtree(begun, ignore_errors=True)
+            force_to_disk(file)
+        (begun / INDEX).write_text(json.dumps({"shapes": shapes, "crc32": checksum}), encoding="utf-8")
 
 
 def _decoded(dataset: PhotoDataset, pool: ThreadPoolExecutor) -> Iterator[torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from agritransfer import pixel_store
+from agritransfer import caches, pixel_store
 from agritransfer.data import Splits, load_splits
 from agritransfer.errors import StorageError
 from agritransfer.pixel_store import PixelStore, StoredPixels
@@ -27,7 +27,7 @@ BYTES = 24 * 37 * 49 * 3
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(pixel_store, "SPARE_BYTES", 0)
+    monkeypatch.setattr(caches, "SPARE_BYTES", 0)
     return tmp_path / "agritransfer-pixels"
 
 
@@ -132,7 +132,7 @@ def test_a_cache_that_cannot_be_written_costs_the_store_and_not_the_run(splits, 
 @pytest.mark.parametrize("why", ["limit", "disk"])
 def test_without_room_photos_are_decoded_as_they_are_used(splits, cache, decoded, monkeypatch, why):
     if why == "disk":
-        monkeypatch.setattr(PixelStore, "_free", lambda self: BYTES - 1)
+        monkeypatch.setattr(caches, "free_bytes", lambda folder: BYTES - 1)
     store = PixelStore("auto", (BYTES - 1) / 1e9 if why == "limit" else 1)
     photos = splits.training_photos(PROCESSOR, "light", store)
     assert "24 photos, 0 MB have no room (--pixel_store_gb, free disk) and are decoded as they are used" in store.line()

@@ -11,10 +11,11 @@ from test_strategies import LORA, build
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, ViTImageProcessor
 
+from agritransfer.cut import activation_at, activations, batches_of
 from agritransfer.data import Splits, load_splits
 from agritransfer.pixel_store import PixelStore
 from agritransfer.pixels import build_augmentation
-from agritransfer.prefix import CachedPhotos, activation_at, activations, batches_of, frozen_prefix
+from agritransfer.prefix import CachedPhotos, frozen_prefix
 from agritransfer.stopping import Preempted
 from agritransfer.strategies import add_lora, find_blocks, train_layers
 from agritransfer.training import ImageTrainer
