@@ -39,6 +39,7 @@ from agritransfer.pixels import PhotoDataset, collate, normalization
 from agritransfer.stopping import SafeStop, ignore_signals
 from agritransfer.strategies import count_parameters
 from agritransfer.streaming import StreamedPhotos, collate_stream
+from agritransfer.times import Times, duration
 
 SETTINGS = "settings.json"
 
@@ -60,9 +61,10 @@ class ImageTrainer(Trainer):
     """Trainer with batch augmentation, complete checkpoints and strict loading of them.
 
     It inherits because the Trainer offers no other door to these: batches arrive as uint8 and are augmented and
-    normalised on the device; a checkpoint counts once its manifest is written, and old ones go only then; and
-    checkpoints are loaded through `from_pretrained`: the stock Trainer skips the weights that transformers renames on
-    saving (ViT, DINOv2, Swin, BEiT), so that its "best" model is a mixture of two steps.
+    normalised on the device; a stream is shared out before accelerate sees it; each stage is timed; a checkpoint counts
+    once its manifest is written, and old ones go only then; and checkpoints are loaded through `from_pretrained`: the
+    stock Trainer skips the weights that transformers renames on saving (ViT, DINOv2, Swin, BEiT), so that its "best"
+    model is a mixture of two steps.
 
     `settings` lies in every checkpoint, to be compared with those of the run that goes on from it.
     """
@@ -201,7 +203,7 @@ class ImageTrainer(Trainer):
             return
         _check_finite(self.model, self.state.global_step)
         with _whole_or_gone(checkpoint):
-            Trainer._save_checkpoint(self, model, trial)
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with _whole_or_gone(checkpoint):
@@ -227,33 +229,6 @@ class ImageTrainer(Trainer):
             load_strictly(self.model, self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
-
-
-class Times:
-    """Where the time of a run goes, in seconds; what lies within another stage is counted once, in its own."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.within: list[float] = []
-
-    @contextmanager
-    def spent(self, stage: str) -> Iterator[None]:
-        """Count the time of this block, without that of the blocks inside it, as this stage's."""
-        started = time.perf_counter()
-        self.within.append(0.0)
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - started
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds - self.within.pop()
-            if self.within:
-                self.within[-1] += seconds
-
-    def line(self) -> str:
-        """The share of each stage, the largest first."""
-        total = sum(self.seconds.values())
-        shares = sorted(self.seconds.items(), key=lambda entry: -entry[1])
-        return f"time, {_duration(total)}: " + ", ".join(f"{stage} {part / total:.0%}" for stage, part in shares)
 
 
 def _load_without_workers(args: TrainingArguments, stored: StoredPixels) -> None:
@@ -376,10 +351,4 @@ class TimeForecast(TrainerCallback):
         if self.steps == self.LAST and state.is_world_process_zero:
             a_step = (time.perf_counter() - self.started) / (self.LAST - self.FIRST)
             left = a_step * (state.max_steps - state.global_step) * self.overhead
-            tqdm.write(f"forecast: about {_duration(left)} left ({a_step:.2f} s a step, {state.max_steps} steps)")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+            tqdm.write(f"forecast: about {duration(left)} left ({a_step:.2f} s a step, {state.max_steps} steps)")

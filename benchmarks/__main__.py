@@ -3,9 +3,8 @@
     python -m benchmarks
     python -m benchmarks --quick --output /tmp/bench
 
-Photos are drawn, the small backbones of sample/ are trained, so the repository alone is enough; it takes about half an
-hour on two quiet cores. Each measurement is a file of its own here, with flags for other sizes, photos and models.
-Left behind: runs/bench/results.json and results.md.
+Photos are drawn, the small backbones of sample/ are trained, so the repository alone is enough. Each measurement is a
+file of its own here, with flags for other sizes, photos and models. Left behind: runs/bench/results.json, results.md.
 """
 
 import json

@@ -8,17 +8,7 @@ at a rate of 5e-3 (its own 5e-5 would learn nothing) with two loader workers and
 with its own batches and none. Whole processes, from the command to the scored test, all caches empty at the start.
 """
 
-from benchmarks.runs import (
-    BEST_FLAGS,
-    described,
-    parse_run,
-    photos_of,
-    race,
-    run_ours,
-    run_parser,
-    run_recipe,
-    shared_flags,
-)
+from benchmarks import runs
 from benchmarks.timing import machine, report
 
 AIM = 8.0
@@ -28,26 +18,26 @@ RATE = ["--learning_rate", "5e-3"]
 
 def main() -> None:
     """Compare whole runs, and their test accuracy."""
-    parser = run_parser(__doc__, turns=3, epochs=10)
+    parser = runs.run_parser(__doc__, turns=3, epochs=10)
     parser.add_argument("--documented", action="store_true", help="Beside the recipe's own batches and workers too.")
-    args = parse_run(parser)
-    facts, data, runs = machine(), photos_of(args), args.output.absolute() / "runs"
-    flags = [*shared_flags(args), "--train_layers", "head"]
+    args = runs.parse_run(parser)
+    facts, data, folder = machine(), runs.photos_of(args), args.output.absolute() / "runs"
+    flags = [*runs.shared_flags(args), "--train_layers", "head"]
 
     def ours(seed: int):
-        return run_ours("train_finetune.py", data, args.model, runs / "head", [*flags, "--seed", str(seed)])
+        return runs.run_ours("train_finetune.py", data, args.model, folder / "head", [*flags, "--seed", str(seed)])
 
     def recipe(seed: int, *more: str):
-        return run_recipe(data, args.model, runs / "head-recipe", [*flags, *RATE, *more, "--seed", str(seed)])
+        return runs.run_recipe(data, args.model, folder / "head-recipe", [*flags, *RATE, *more, "--seed", str(seed)])
 
     entrants = {
         "train_finetune.py --train_layers head": ours,
-        "recipe, frozen, 2 workers, batches of 32": lambda seed: recipe(seed, *BEST_FLAGS),
+        "recipe, frozen, 2 workers, batches of 32": lambda seed: recipe(seed, *runs.BEST_FLAGS),
     }
     if args.documented:
         entrants["recipe, frozen, as documented"] = recipe
-    question = f"head only, {args.epochs} epochs, {described(data, args)}"
-    ratios = race(question, entrants, args.turns, AIM, TOLERANCE)
+    question = f"head only, {args.epochs} epochs, {runs.described(data, args)}"
+    ratios = runs.race(question, entrants, args.turns, AIM, TOLERANCE)
     report(args.output, "head_only", ratios, facts)
 
 

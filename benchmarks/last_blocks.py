@@ -10,17 +10,7 @@ frozen, at the rate of ours, and ours without cached views, which has the pixel 
 test, all caches empty at the start.
 """
 
-from benchmarks.runs import (
-    BEST_FLAGS,
-    described,
-    parse_run,
-    photos_of,
-    race,
-    run_ours,
-    run_parser,
-    run_recipe,
-    shared_flags,
-)
+from benchmarks import runs
 from benchmarks.timing import machine, report
 
 AIM = 1.5
@@ -30,27 +20,27 @@ RATE = ["--learning_rate", "1e-4"]
 
 def main() -> None:
     """Compare whole runs, and their test accuracy."""
-    parser = run_parser(__doc__, turns=3, epochs=20)
+    parser = runs.run_parser(__doc__, turns=3, epochs=20)
     parser.add_argument("--lora", action="store_true", help="Adapters in the last two blocks in place of the blocks.")
-    args = parse_run(parser)
-    facts, data, runs = machine(), photos_of(args), args.output.absolute() / "runs"
+    args = runs.parse_run(parser)
+    facts, data, folder = machine(), runs.photos_of(args), args.output.absolute() / "runs"
     script, layers = ("train_lora.py", "--lora_layers") if args.lora else ("train_finetune.py", "--train_layers")
-    flags = [*shared_flags(args), layers, "2"]
+    flags = [*runs.shared_flags(args), layers, "2"]
 
     def ours(seed: int, *more: str):
-        return run_ours(script, data, args.model, runs / "blocks", [*flags, *more, "--seed", str(seed)])
+        return runs.run_ours(script, data, args.model, folder / "blocks", [*flags, *more, "--seed", str(seed)])
 
     def recipe(seed: int):
-        more = [*flags, *RATE, *BEST_FLAGS, "--seed", str(seed)]
-        return run_recipe(data, args.model, runs / "blocks-recipe", more)
+        more = [*flags, *RATE, *runs.BEST_FLAGS, "--seed", str(seed)]
+        return runs.run_recipe(data, args.model, folder / "blocks-recipe", more)
 
     entrants = {f"{script} {layers} 2 --cached_views 4": lambda seed: ours(seed, "--cached_views", "4")}
     if not args.lora:
         entrants["recipe, same layers, 2 workers, batches of 32"] = recipe
     entrants["ours without cached views"] = ours
     what = "LoRA in the last 2 blocks" if args.lora else "last 2 blocks"
-    question = f"{what}, {args.epochs} epochs, {described(data, args)}"
-    ratios = race(question, entrants, args.turns, AIM, TOLERANCE)
+    question = f"{what}, {args.epochs} epochs, {runs.described(data, args)}"
+    ratios = runs.race(question, entrants, args.turns, AIM, TOLERANCE)
     report(args.output, "last_blocks-lora" if args.lora else "last_blocks", ratios, facts)
 
 

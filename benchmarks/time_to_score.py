@@ -11,17 +11,7 @@ the filling of caches. A turn is one seed.
 import statistics
 from collections.abc import Callable, Sequence
 
-from benchmarks.runs import (
-    BEST_FLAGS,
-    Run,
-    described,
-    parse_run,
-    photos_of,
-    run_ours,
-    run_parser,
-    run_recipe,
-    shared_flags,
-)
+from benchmarks import runs
 from benchmarks.timing import Ratio, compare, machine, report, take_turns
 
 AIM = 4.0
@@ -32,34 +22,36 @@ OURS = {
 # The rate of the guide is one for batches of 64 and many more photos.
 RECIPES = {
     "recipe as documented": [],
-    "recipe, 2 workers, batches of 32, rate 2e-4": [*BEST_FLAGS, "--learning_rate", "2e-4"],
+    "recipe, 2 workers, batches of 32, rate 2e-4": [*runs.BEST_FLAGS, "--learning_rate", "2e-4"],
 }
 
 
 def main() -> None:
     """Run every entrant once a turn, then compare each of ours with each recipe's own score."""
-    args = parse_run(run_parser(__doc__, turns=5, epochs=5))
-    facts, data, folder = machine(), photos_of(args), args.output.absolute() / "runs"
-    flags = shared_flags(args)
-    runs: dict[str, list[Run]] = {name: [] for name in (*OURS, *RECIPES)}
+    args = runs.parse_run(runs.run_parser(__doc__, turns=5, epochs=5))
+    facts, data, folder = machine(), runs.photos_of(args), args.output.absolute() / "runs"
+    flags = runs.shared_flags(args)
+    finished: dict[str, list[runs.Run]] = {name: [] for name in (*OURS, *RECIPES)}
 
-    def entrant(name: str, start: Callable[[int], Run]) -> Callable[[], float]:
+    def entrant(name: str, start: Callable[[int], runs.Run]) -> Callable[[], float]:
         def once() -> float:
-            run = start(len(runs[name]))
-            runs[name].append(run)
+            run = start(len(finished[name]))
+            finished[name].append(run)
             scores = ", ".join(f"{accuracy:.3f} at {seconds:.0f} s" for seconds, accuracy in run.validation)
             print(f"{name}: {scores}; in all {run.seconds:.0f} s, test {run.test:.3f}", flush=True)
             return run.seconds
 
         return once
 
-    def ours(more: Sequence[str]) -> Callable[[int], Run]:
-        return lambda seed: run_ours(
+    def ours(more: Sequence[str]) -> Callable[[int], runs.Run]:
+        return lambda seed: runs.run_ours(
             "train_finetune.py", data, args.model, folder / "score", [*flags, *more, "--seed", str(seed)]
         )
 
-    def recipe(more: Sequence[str]) -> Callable[[int], Run]:
-        return lambda seed: run_recipe(data, args.model, folder / "score-recipe", [*flags, *more, "--seed", str(seed)])
+    def recipe(more: Sequence[str]) -> Callable[[int], runs.Run]:
+        return lambda seed: runs.run_recipe(
+            data, args.model, folder / "score-recipe", [*flags, *more, "--seed", str(seed)]
+        )
 
     entrants = {name: entrant(name, ours(more)) for name, more in OURS.items()}
     entrants |= {name: entrant(name, recipe(more)) for name, more in RECIPES.items()}
@@ -68,13 +60,13 @@ def main() -> None:
     ratios, notes = [], []
     for name in OURS:
         for peer in RECIPES:
-            ratio, note = reached(f"{described(data, args)}", name, runs[name], peer, runs[peer])
+            ratio, note = reached(f"{runs.described(data, args)}", name, finished[name], peer, finished[peer])
             ratios += [ratio] if ratio else []
             notes += [note] if note else []
     report(args.output, f"time_to_score-{data.name.removeprefix('split-')}", ratios, facts, notes)
 
 
-def reached(what: str, name: str, ours: list[Run], peer: str, theirs: list[Run]) -> tuple[Ratio | None, str]:
+def reached(what: str, name: str, ours: list[runs.Run], peer: str, theirs: list[runs.Run]) -> tuple[Ratio | None, str]:
     """The ratio over the turns in which ours reached the peer's score, and a word on the others."""
     pairs = [(mine.seconds_to(other.validation[-1][1]), other) for mine, other in zip(ours, theirs, strict=True)]
     got = [(seconds, other.seconds_to(other.validation[-1][1])) for seconds, other in pairs if seconds is not None]

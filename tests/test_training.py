@@ -30,9 +30,9 @@ from agritransfer.arguments import available_cores
 from agritransfer.errors import DivergedError
 from agritransfer.pixels import build_augmentation, collate, photo_pixels
 from agritransfer.strategies import add_lora, layerwise_parameter_groups
+from agritransfer.times import Times
 from agritransfer.training import (
     ImageTrainer,
-    Times,
     class_weights,
     classification_loss,
     load_strictly,
