@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from agritransfer.commands import audit, compare, export, predict, publish, publish_dataset, rank
 from agritransfer.errors import DataError, PublishError, UsageError
+from agritransfer.processes import begin_process
 
 COMMANDS = {
     "audit": audit,
@@ -20,6 +21,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    begin_process()
     parser = build_parser()
     arguments, others = parser.parse_known_args(argv)
     if others and arguments.command != "compare":

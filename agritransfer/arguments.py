@@ -18,6 +18,8 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
+from agritransfer.processes import begin_process
+
 
 def _flag(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
@@ -259,6 +261,7 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
     `story` is the script's docstring and stands on top of `--help`. The last class is the strategy's.
     Ends the process with exit code 0 after `--help` and 2 when a flag is wrong.
     """
+    begin_process()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _build_parser(argument_classes, story)
     if "--help_all" in argv:

@@ -57,6 +57,7 @@ def solve(
     """
     scaler = StandardScaler().fit(features.astype(np.float64))
     scaled = scaler.transform(features.astype(np.float64))
+    nearly = scaled.astype(np.float32)
     weights = of_class[labels] / views
     # Near enough to choose among penalties; the one that is chosen is solved to its end.
     model = LogisticRegression(tol=1e-4, max_iter=MOST_ITERATIONS, warm_start=True)
@@ -71,7 +72,7 @@ def solve(
         with warnings.catch_warnings():
             # Looked at below.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.set_params(C=penalty).fit(scaled, labels, sample_weight=weights)
+            model.set_params(C=penalty).fit(nearly, labels, sample_weight=weights)
         if model.n_iter_[0] >= MOST_ITERATIONS and sweep:
             break
         sweep.append(scored(penalty, _of_the_features(model, scaler)))

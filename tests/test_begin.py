@@ -1,0 +1,37 @@
+"""A process of ours takes its memory in large pages, and ends without looking through what it imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+AT_THE_END = """
+import gc, sys
+from agritransfer.processes import begin_process
+class Cycle:
+    def __init__(self): self.itself = self
+    def __del__(self): print("collected at the end", file=sys.stderr)
+begin_process()
+left = Cycle()
+"""
+
+
+def said_by(code: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    return process.stdout + process.stderr
+
+
+def test_nothing_is_collected_at_the_end():
+    assert said_by(AT_THE_END) == ""
+    assert said_by(AT_THE_END.replace("begin_process()", "")) == "collected at the end\n"
+
+
+@pytest.mark.parametrize(("told", "used"), [({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")])
+def test_large_pages_are_asked_for_unless_the_user_decided(told, used):
+    code = "import os; from agritransfer.processes import begin_process; begin_process()"
+    assert said_by(code + "; print(os.environ['THP_MEM_ALLOC_ENABLE'])", **told) == f"{used}\n"
