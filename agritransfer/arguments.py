@@ -7,7 +7,6 @@ Nothing here imports torch before the flags are known to be good, so that `--hel
 
 import dataclasses
 import difflib
-import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
-from agritransfer.processes import begin_process
+from agritransfer.processes import available_cores, begin_process
 
 
 def _flag(default: Any, help_text: str) -> Any:
@@ -390,11 +389,6 @@ def _machine_defaults(flags: Sequence[str]) -> dict[str, Any]:
         defaults["dataloader_num_workers"] = min(8, available_cores())
         defaults["dataloader_persistent_workers"] = True
     return defaults
-
-
-def available_cores() -> int:
-    """The cores that this process may use; a Slurm job has fewer than its node."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 
 
 def _output_default(ours: Sequence[Any]) -> dict[str, str]:

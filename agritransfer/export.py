@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import BaseImageProcessor
 
-from agritransfer.arguments import available_cores
 from agritransfer.data import Splits, load_splits
 from agritransfer.errors import DataError, UsageError
 from agritransfer.evidence import EXACT, ExplainedClassifier
@@ -36,6 +35,7 @@ from agritransfer.pixels import (
     pixel_recipe,
     processor_image_size,
 )
+from agritransfer.processes import available_cores
 from agritransfer.quantization import quantization_methods, quantize, refusal
 from agritransfer.results import read_results
 from agritransfer.run_folder import LOGIT_TOLERANCE

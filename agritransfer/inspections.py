@@ -18,10 +18,10 @@ import numpy as np
 from accelerate import PartialState
 from tqdm import tqdm
 
-from agritransfer.arguments import available_cores
 from agritransfer.caches import cache_folder, written_whole
 from agritransfer.duplicates import SIDE, thumbnail
 from agritransfer.pixels import decode_photo, file_notes
+from agritransfer.processes import available_cores
 from agritransfer.sources import Photo, in_one_line
 
 # Raised by whoever changes what an inspection holds or how a photo is decoded.

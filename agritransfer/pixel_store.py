@@ -21,7 +21,6 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from agritransfer.arguments import available_cores
 from agritransfer.caches import (
     cache_folder,
     checksum_of,
@@ -32,6 +31,7 @@ from agritransfer.caches import (
     written_whole,
 )
 from agritransfer.pixels import PhotoDataset
+from agritransfer.processes import available_cores
 
 # Raised by whoever changes how pixels are made or how they lie in the file.
 VERSION = 1

@@ -1,8 +1,12 @@
-"""How does a process of ours begin and end without wasting time?"""
+"""Which cores has a process of ours, and how does it begin and end without wasting time?"""
 
 import atexit
 import gc
 import os
+import sys
+from pathlib import Path
+
+import psutil
 
 # What is imported stays: a collection after every 700 of its objects, Python's own choice, finds nothing.
 OBJECTS_BETWEEN_COLLECTIONS = 50_000
@@ -15,3 +19,17 @@ def begin_process() -> None:
     atexit.register(gc.freeze)
     # Linux hands torch large activations in pages of 2 MB in place of 4 kB, each of which it clears when first used.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def available_cores() -> int:
+    """The cores that this process may use, of a core with two threads both; a Slurm job has fewer than its node."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+
+
+def physical_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
+    """The same, a core with two threads once: for arithmetic, which a second thread of a core only holds up."""
+    if sys.platform != "linux":
+        return psutil.cpu_count(logical=False) or os.cpu_count()
+    siblings = (cpus / f"cpu{number}/topology/thread_siblings_list" for number in os.sched_getaffinity(0))
+    # A container may hide them; then every thread counts.
+    return len({file.read_text() for file in siblings if file.exists()}) or available_cores()

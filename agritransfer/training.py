@@ -31,11 +31,11 @@ from transformers import (
 )
 from transformers.trainer_utils import rotate_checkpoints
 
-from agritransfer.arguments import available_cores
 from agritransfer.checkpoints import MANIFEST, fault_of, write_manifest
 from agritransfer.errors import DivergedError, StorageError, UsageError
 from agritransfer.pixel_store import StoredPixels
 from agritransfer.pixels import PhotoDataset, collate, normalization
+from agritransfer.processes import physical_cores
 from agritransfer.stopping import SafeStop, ignore_signals
 from agritransfer.strategies import count_parameters
 from agritransfer.streaming import StreamedPhotos, collate_stream
@@ -47,7 +47,7 @@ SETTINGS = "settings.json"
 def prepare_process(args: TrainingArguments) -> None:
     """Seed this process and give it its share of the cores."""
     # accelerate pins one thread for every process when the configuration says that there may be a GPU.
-    torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     transformers.set_seed(args.seed)
 
 

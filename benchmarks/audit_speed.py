@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from agritransfer.arguments import available_cores
 from agritransfer.audit import examine
+from agritransfer.processes import available_cores
 from agritransfer.sources import read_source
 
 TURNS = 5

@@ -26,9 +26,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from agritransfer.arguments import available_cores
 from agritransfer.errors import DivergedError
 from agritransfer.pixels import build_augmentation, collate, photo_pixels
+from agritransfer.processes import physical_cores
 from agritransfer.strategies import add_lora, layerwise_parameter_groups
 from agritransfer.times import Times
 from agritransfer.training import (
@@ -372,7 +372,7 @@ def test_a_process_is_seeded_and_gets_its_share_of_the_cores(tmp_path, monkeypat
     try:
         prepare_process(arguments(tmp_path, seed=5))
         drawn = torch.rand(3), np.random.rand(3)
-        assert torch.get_num_threads() == available_cores()
+        assert torch.get_num_threads() == physical_cores()
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * os.cpu_count()))
         prepare_process(arguments(tmp_path, seed=5))
         assert torch.get_num_threads() == 1

@@ -117,8 +117,8 @@ def _batches(rows: list[dict], processor, whole: list[dict]) -> Iterator:
     import torch
     from tqdm import tqdm
 
-    from agritransfer.arguments import available_cores
     from agritransfer.pixels import decode_photo, photo_pixels
+    from agritransfer.processes import available_cores
     from agritransfer.sources import in_one_line
 
     def read(row: dict) -> torch.Tensor | str:

@@ -1,4 +1,4 @@
-"""A process of ours takes its memory in large pages, and ends without looking through what it imported."""
+"""A process of ours counts its cores, takes memory in large pages, and ends without looking through its imports."""
 
 import os
 import subprocess
@@ -6,6 +6,8 @@ import sys
 
 import pytest
 from conftest import ROOT
+
+from agritransfer.processes import available_cores, physical_cores
 
 AT_THE_END = """
 import gc, sys
@@ -35,3 +37,13 @@ def test_nothing_is_collected_at_the_end():
 def test_large_pages_are_asked_for_unless_the_user_decided(told, used):
     code = "import os; from agritransfer.processes import begin_process; begin_process()"
     assert said_by(code + "; print(os.environ['THP_MEM_ALLOC_ENABLE'])", **told) == f"{used}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system is asked elsewhere")
+def test_two_threads_of_a_core_count_once(tmp_path):
+    assert physical_cores(tmp_path) == available_cores()
+    for number in os.sched_getaffinity(0):
+        topology = tmp_path / f"cpu{number}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text("0-1\n")
+    assert physical_cores(tmp_path) == 1
