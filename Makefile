@@ -8,7 +8,7 @@ demo: $(VENV)/runtime
 	$(VENV)/bin/python sample/demo.py
 
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 space: $(VENV)/space
 	$(VENV)/bin/python space/app.py

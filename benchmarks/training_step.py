@@ -1,15 +1,20 @@
 """How many photos a second does one training step take in, all layers and LoRA, beside the plain Trainer?
 
     python -m benchmarks.training_step
-    python -m benchmarks.training_step --model efficientnet-lite0 --image_size 224 --batch 16
+    python -m benchmarks.training_step --model efficientnet-lite0 --image_size 224 --batch 16 --compiled
 
 Both train the same network on the same pixels, which lie in memory: uint8 for ours, which it normalises, normalised
 floats for the peer, so that no photo is decoded or cropped. The rest is the Trainer's loop, with its optimizer. Ours
-adds its watch over the loss and the seed of each step; what it saves lies elsewhere (cached views, `last_blocks`).
+adds its watch over the loss and the seed of each step; what it saves lies elsewhere (cached views, `last_blocks`). A
+measurement is a process of its own, as memory is handed out for good or ill: one pass to warm up, one that counts.
+`--compiled` adds ours with `--torch_compile`; its first pass, which compiles, is told apart.
 """
 
 import contextlib
 import io
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from functools import partial
@@ -21,47 +26,76 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from agritransfer.models import load_pretrained, load_processor
 from agritransfer.pixels import EvaluationPixels, PhotoDataset, build_augmentation, normalization, processor_image_size
+from agritransfer.processes import begin_process, physical_cores
 from agritransfer.strategies import add_lora
 from agritransfer.training import ImageTrainer
 from benchmarks.peers.recipe import collate
 from benchmarks.timing import ROOT, compare, machine, parser, report, take_turns
 
 AIMS = {"all layers": 1.15, "LoRA": None}
+OURS, COMPILED, TRAINER = "ours", "ours, --torch_compile", "Trainer"
 LABELS = ["a", "b", "c", "d"]
 LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False}
 
 
 def main() -> None:
-    """Compare both on all layers, then with the same adapters."""
+    """Compare the sides on all layers, then with the same adapters."""
     flags = parser(__doc__, turns=5)
     flags.add_argument("--model", type=Path, default=ROOT / "sample/vit", help="Folder of a pretrained model.")
     flags.add_argument("--image_size", type=int, help="Side of the model's input; the model's own without it.")
     flags.add_argument("--batch", type=int, default=32)
     flags.add_argument("--steps", type=int, default=20, help="Steps of one measurement.")
+    flags.add_argument("--compiled", action="store_true", help="Ours with --torch_compile too.")
+    flags.add_argument("--measure", nargs=2, metavar=("SIDE", "KIND"), help="One measurement, in this process.")
     args = flags.parse_args()
     args.steps = 2 if args.quick else args.steps
+    if args.measure:
+        print(json.dumps(measure(*args.measure, args)))
+        return
     facts, ratios, notes = machine(), [], []
+    side = processor_image_size(load_processor(str(args.model), None, args.image_size))
+    for kind, aim in AIMS.items():
+        question = f"training step, {kind}, {args.model.name} at {side} pixels, batches of {args.batch}"
+        measured = {name: [] for name in (OURS, *([COMPILED] if args.compiled else []), TRAINER)}
+        contestants = {name: partial(in_a_process, name, kind, of) for name, of in measured.items()}
+        values, _ = take_turns(contestants, 1 if args.quick else args.turns, warm_up=False)
+        loss = {name: of[0]["loss"] for name, of in measured.items()}
+        pairs = [(OURS, TRAINER, aim)] + ([(COMPILED, OURS, None)] if args.compiled else [])
+        for ours, peer, target in pairs:
+            apart = abs(loss[ours] - loss[peer])
+            more = {"target": target, "guard": f"mean losses of the first pass {apart:.4f} apart"}
+            sides = (ours, values[ours]), (peer, values[peer])
+            ratios.append(compare(question, *sides, "speed", "photos/s", **more, guarded=apart < 0.01))
+        firsts = (f"{name} {of[0]['first']:.1f} s" for name, of in measured.items())
+        notes.append(f"{kind}: first pass, not counted: " + ", ".join(firsts))
+    report(args.output, "training_step", ratios, facts, notes)
+
+
+def in_a_process(name: str, kind: str, measured: list[dict[str, float]]) -> float:
+    """Photos a second of one side, measured by this file in a process of its own, told to do just that."""
+    command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--measure", name, kind]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    measured.append(json.loads(done.stdout.splitlines()[-1]))
+    return measured[-1]["speed"]
+
+
+def measure(name: str, kind: str, args: Any) -> dict[str, float]:
+    """Photos a second of the second pass; seconds and mean loss of the first."""
+    if name != TRAINER:
+        begin_process()
+    torch.set_num_threads(physical_cores())
     processor = load_processor(str(args.model), None, args.image_size)
     side = processor_image_size(processor)
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (args.batch * args.steps, 3, side, side), dtype=torch.uint8, generator=random)
-    for kind, aim in AIMS.items():
-        watches = {"ours": Stopwatch(), "Trainer": Stopwatch()}
-        trainers = {
-            "ours": ours(network(args, side, kind), processor, pixels, args),
-            "Trainer": plain(network(args, side, kind), processor, pixels, args),
-        }
-        for name, trainer in trainers.items():
-            trainer.add_callback(watches[name])
-        contestants = {name: partial(speed, trainer, watches[name], len(pixels)) for name, trainer in trainers.items()}
-        values, first = take_turns(contestants, 1 if args.quick else args.turns)
-        apart = abs(watches["ours"].losses[0] - watches["Trainer"].losses[0])
-        question = f"training step, {kind}, {args.model.name} at {side} pixels, batches of {args.batch}"
-        more = {"target": aim, "guard": f"mean losses of the first pass {apart:.4f} apart", "guarded": apart < 0.01}
-        sides = (("ours", values["ours"]), ("Trainer", values["Trainer"]))
-        ratios.append(compare(question, *sides, "speed", "photos/s", **more))
-        notes.append(f"{kind}: warm-up, not counted: " + ", ".join(f"{name} {s:.1f} s" for name, s in first.items()))
-    report(args.output, "training_step", ratios, facts, notes)
+    trainer_of, watch = plain if name == TRAINER else ours, Stopwatch()
+    trainer = trainer_of(network(args, side, kind), processor, pixels, settings(args, name == COMPILED))
+    trainer.add_callback(watch)
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train()
+        first = watch.seconds
+        trainer.train()
+    return {"speed": len(pixels) / watch.seconds, "first": first, "loss": watch.losses[0]}
 
 
 def network(args: Any, side: int, kind: str) -> PreTrainedModel:
@@ -71,14 +105,14 @@ def network(args: Any, side: int, kind: str) -> PreTrainedModel:
     return add_lora(model, **LORA) if kind == "LoRA" else model
 
 
-def ours(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: Any) -> Trainer:
+def ours(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: TrainingArguments) -> Trainer:
     """The Trainer of the scripts, without augmentation."""
     labels = [place % len(LABELS) for place in range(len(pixels))]
     stored = pixels.permute(0, 2, 3, 1).contiguous()
     photos = PhotoDataset([], labels, labels, ["drawn"] * len(pixels), EvaluationPixels(processor), stored)
     return ImageTrainer(
         model=model,
-        args=settings(args),
+        args=args,
         settings={},
         processor=processor,
         train_dataset=photos,
@@ -89,16 +123,16 @@ def ours(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: Any
     )
 
 
-def plain(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: Any) -> Trainer:
+def plain(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: TrainingArguments) -> Trainer:
     """transformers' Trainer on the normalised pixels."""
     mean, std = normalization(processor)
     photos = [
         {"pixel_values": (photo - mean) / std, "label": place % len(LABELS)} for place, photo in enumerate(pixels)
     ]
-    return Trainer(model, settings(args), data_collator=collate, train_dataset=photos)
+    return Trainer(model, args, data_collator=collate, train_dataset=photos)
 
 
-def settings(args: Any) -> TrainingArguments:
+def settings(args: Any, compiled: bool) -> TrainingArguments:
     """The same for both."""
     return TrainingArguments(
         tempfile.mkdtemp(),
@@ -111,6 +145,7 @@ def settings(args: Any) -> TrainingArguments:
         remove_unused_columns=False,
         disable_tqdm=True,
         use_cpu=True,
+        torch_compile=compiled,
         label_names=["labels"],
     )
 
@@ -133,13 +168,6 @@ class Stopwatch(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Keep the mean loss."""
         self.losses += [logs["loss"]] if "loss" in logs else []
-
-
-def speed(trainer: Trainer, watch: Stopwatch, photos: int) -> float:
-    """Photos a second over one pass."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer.train()
-    return photos / watch.seconds
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from conftest import ROOT
 from survival import digest, status
 from test_scripts import EVERY_RUN, clean_environment, files_of, predictions_of
 
+from agritransfer.errors import DivergedError
+
 pytestmark = pytest.mark.slow
 
 # accelerate 1.15 starts several CPU processes through this flag only: a MULTI_CPU configuration wants mpirun.
@@ -126,3 +128,16 @@ def test_the_death_of_one_process_ends_all(flags, tmp_path):
     assert end_of(process, children) != 0
     # Nothing that the dying left may pass for a preemption, which would be queued again.
     assert status(tmp_path / "run")["exit_code"] != 75
+
+
+def test_a_loss_that_is_no_number_ends_all_and_is_told_once(flags, tmp_path):
+    run = tmp_path / "run"
+    # Given twice, the last one counts.
+    flags += ["--learning_rate", "1e30", "--num_train_epochs", "20"]
+    done = subprocess.run(
+        command(2, run, *flags), capture_output=True, text=True, env=clean_environment(**TOGETHER), timeout=120
+    )
+    assert done.returncode != 0
+    assert status(run) == {"state": "failed", "exit_code": DivergedError.exit_code}
+    (told,) = [line for line in done.stderr.splitlines() if "no number" in line and "error:" in line]
+    assert "lower --learning_rate" in told
