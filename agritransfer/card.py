@@ -289,11 +289,14 @@ def _counts(results: dict[str, Any]) -> str:
 def _training(results: dict[str, Any]) -> str:
     training, environment = results["training"], results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment.items() if name != "git_commit")
-    return (
-        f"{training['epochs']:g} epochs, {training['steps']} steps in {training['seconds']:.0f} s on "
-        f"{training['num_processes']} x {training['device']}; the weights are those of step {training['best_step']}, "
-        f"the best on validation. {versions}."
-    )
+    if training.get("penalty") is None:
+        what = f"{training['epochs']:g} epochs, {training['steps']} steps"
+        kept = f"the weights are those of step {training['best_step']}, the best on validation"
+    else:
+        what = "The head solved as a logistic regression on the features of the frozen network"
+        kept = f"of {training['steps']} penalties C={training['penalty']:g} was the best on validation"
+    where = f"{training['num_processes']} x {training['device']}"
+    return f"{what} in {training['seconds']:.0f} s on {where}; {kept}. {versions}."
 
 
 def _limits(results: dict[str, Any]) -> str:

@@ -75,12 +75,19 @@ def results_table(results: dict[str, Any]) -> str:
     if results["shift"]:
         lines.append("test to shift, F1: " + ", ".join(_drop_text(drop) for drop in class_drops(results)))
     lines += _calibration_lines(results)
-    lines.append(
-        "{trainable_parameters:,} of {total_parameters:,} weights trained for {epochs:g} epochs in {seconds:.0f} s "
-        "({images_per_second:.1f} photos/s on {num_processes} x {device}); kept the weights of step {best_step} of "
-        "{steps}".format(**training)
-    )
+    lines.append(_training_line(training))
     return "\n".join(lines)
+
+
+def _training_line(training: dict[str, Any]) -> str:
+    # Runs of earlier versions lack it.
+    if training.get("penalty") is None:
+        done, kept = "trained for {epochs:g} epochs", "the weights of step {best_step} of {steps}"
+    else:
+        done, kept = "solved", "the best of {steps} penalties, C={penalty:g}"
+    weights = "{trainable_parameters:,} of {total_parameters:,} weights"
+    speed = "{images_per_second:.1f} photos/s on {num_processes} x {device}"
+    return f"{weights} {done} in {{seconds:.0f}} s ({speed}); kept {kept}".format(**training)
 
 
 def class_drops(results: dict[str, Any]) -> list[dict[str, Any]]:

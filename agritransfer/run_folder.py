@@ -282,10 +282,14 @@ def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMe
     seconds = sum(trainer.times.seconds.values())
     photos = speed["train_runtime"] * speed["train_samples_per_second"]
     on_gpu = trainer.args.device.type == "cuda"
+    best_step = state.best_global_step or state.global_step
+    # A solved head has a penalty in place of a step.
+    penalties = {entry["step"]: entry["penalty"] for entry in state.log_history if "penalty" in entry}
     return {
         "epochs": round(state.epoch, 4),
         "steps": state.global_step,
-        "best_step": state.best_global_step or state.global_step,
+        "best_step": best_step,
+        "penalty": penalties.get(best_step),
         "seconds": round(seconds, 1),
         "images_per_second": round(photos / seconds, 2),
         "peak_memory_bytes": memory.highest(on_gpu),

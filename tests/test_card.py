@@ -83,6 +83,13 @@ def test_lab_and_field_limits_and_counts_stand_in_the_card():
     assert "from random weights" in card and "PeftModel" not in card and "onnx" not in card
 
 
+def test_a_solved_head_is_told_by_its_penalty_and_a_trained_run_by_its_step():
+    facts = results()
+    assert "3 epochs, 30 steps in 60 s on 1 x cpu; the weights are those of step 20" in card_of(facts)
+    solved = card_of(facts | {"training": facts["training"] | {"penalty": 0.1}})
+    assert "frozen network in 60 s on 1 x cpu; of 30 penalties C=0.1 was the best on validation" in solved
+
+
 @pytest.mark.parametrize(
     ("calibration", "words"),
     [

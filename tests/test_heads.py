@@ -154,6 +154,8 @@ def test_feature_extraction_leaves_a_whole_run_folder_without_epochs(views, phot
     assert "learning_rate, weight_decay and num_train_epochs do not matter" in out
     assert out.count("has the best validation macro F1") == 1 and "forecast" not in out
     assert ("augmentation=none" in out) == (not views)
+    assert training["penalty"] == PENALTIES[training["best_step"] - 1]
+    assert f"; kept the best of {training['steps']} penalties, C={training['penalty']:g}\n" in out
     before = (run / "model.safetensors").stat().st_mtime_ns
     assert run_script("train_finetune.py", *flags, "--class_weights", "balanced")[0] == 0
     assert (run / "model.safetensors").stat().st_mtime_ns == before

@@ -59,7 +59,7 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
         *("log_loss", "per_class", "confusion_matrix", "ece", "ece_calibrated", "answered"),
     ]
     assert list(results["training"]) == [
-        *("epochs", "steps", "best_step", "seconds", "images_per_second", "peak_memory_bytes"),
+        *("epochs", "steps", "best_step", "penalty", "seconds", "images_per_second", "peak_memory_bytes"),
         *("trainable_parameters", "total_parameters", "device", "num_processes"),
     ]
     assert results["splits"] == {
