@@ -23,6 +23,7 @@ from agritransfer.cut import activations, batches_of
 from agritransfer.errors import UsageError
 from agritransfer.evaluation import macro_f1
 from agritransfer.models import find_head
+from agritransfer.strategies import freeze_batchnorm_statistics
 from agritransfer.training import ImageTrainer, say
 
 # Inverse strengths of the penalty on standardised features, the strongest first: each begins where the last one ended.
@@ -147,6 +148,8 @@ def begin_with_solved_head(trainer: ImageTrainer, train_photos: Dataset) -> None
     LP-FT (Kumar et al., ICLR 2022): a random head would first pull the body's features out of place. `train_photos` are
     those of training as evaluation sees them.
     """
+    # The head is solved for features that are normalised by the pretrained statistics; those of a batch are others.
+    freeze_batchnorm_statistics(trainer.model, of_frozen_layers_only=False)
     with trainer.times.spent("features and head"):
         _solve_for(trainer, train_photos, None)
 

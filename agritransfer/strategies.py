@@ -48,11 +48,14 @@ def freeze_below(model: PreTrainedModel, last_blocks: int) -> None:
     freeze_batchnorm_statistics(model)
 
 
-def freeze_batchnorm_statistics(model: nn.Module) -> None:
-    """Frozen BatchNorm layers also keep their running statistics, whoever calls `model.train()`."""
+def freeze_batchnorm_statistics(model: nn.Module, of_frozen_layers_only: bool = True) -> None:
+    """BatchNorm layers, those that move too where asked, keep their running statistics, whoever calls `model.train()`.
+
+    requires_grad=False stops the gradient, but training mode would still move mean and variance.
+    """
     for module in model.modules():
-        # requires_grad=False stops the gradient, but training mode would still move mean and variance.
-        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+        moves = any(parameter.requires_grad for parameter in module.parameters())
+        if isinstance(module, _BatchNorm) and not (moves and of_frozen_layers_only):
             module.register_forward_pre_hook(_stay_in_eval)
 
 
