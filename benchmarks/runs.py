@@ -41,7 +41,7 @@ class Run:
 
     def seconds_to(self, accuracy: float) -> float | None:
         """When the validation accuracy first reached so much (rounded as it is printed); None if never."""
-        return next((seconds for seconds, reached in self.validation if reached >= round(accuracy, 3)), None)
+        return next((at for at, reached in self.validation if round(reached, 3) >= round(accuracy, 3)), None)
 
 
 def run_ours(script: str, data: Path, model: Path, folder: Path, flags: Sequence[str]) -> Run:

@@ -99,3 +99,15 @@ def test_the_recipe_of_the_documentation_trains_two_steps_and_scores(tmp_path, t
     assert (
         json.loads((next((tmp_path / "run").glob("checkpoint-*")) / "trainer_state.json").read_text())["max_steps"] == 2
     )
+
+
+def test_the_time_to_a_score_is_when_it_was_first_reached_as_it_is_printed():
+    # 261 of 264 photos: printed as 0.989, and as such told by our own scripts.
+    recipe = Run(Path("recipe"), 60.0, [(20.0, 0.9), (40.0, 261 / 264)], 0.9)
+    ours = Run(Path("ours"), 30.0, [(10.0, 0.9), (25.0, 0.989)], 0.9)
+    assert recipe.seconds_to(261 / 264) == 40.0 and ours.seconds_to(261 / 264) == 25.0
+    assert ours.seconds_to(0.99) is None
+    ratio, note = reached("photos", "ours", [ours], "recipe", [recipe])
+    assert ratio.ratio == 40 / 25 and note == ""
+    ratio, note = reached("photos", "recipe", [recipe], "ours", [Run(Path("best"), 9.0, [(9.0, 1.0)], 1.0)])
+    assert ratio is None and "in 1 of 1 turns recipe did not reach the score of ours (1.000 on average)" in note
