@@ -13,6 +13,7 @@ measurement is a process of its own, as memory is handed out for good or ill: on
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from agritransfer.models import load_pretrained, load_processor
 from agritransfer.pixels import EvaluationPixels, PhotoDataset, build_augmentation, normalization, processor_image_size
-from agritransfer.processes import begin_process, physical_cores
+from agritransfer.processes import physical_cores
 from agritransfer.strategies import add_lora
 from agritransfer.training import ImageTrainer
 from benchmarks.peers.recipe import collate
@@ -74,15 +75,15 @@ def main() -> None:
 def in_a_process(name: str, kind: str, measured: list[dict[str, float]]) -> float:
     """Photos a second of one side, measured by this file in a process of its own, told to do just that."""
     command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--measure", name, kind]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    # As `begin_process` sets it before torch is imported, which this file does first of all.
+    pages = {"THP_MEM_ALLOC_ENABLE": "0" if name == TRAINER else "1"}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | pages, stdout=subprocess.PIPE, text=True, check=True)
     measured.append(json.loads(done.stdout.splitlines()[-1]))
     return measured[-1]["speed"]
 
 
 def measure(name: str, kind: str, args: Any) -> dict[str, float]:
     """Photos a second of the second pass; seconds and mean loss of the first."""
-    if name != TRAINER:
-        begin_process()
     torch.set_num_threads(physical_cores())
     processor = load_processor(str(args.model), None, args.image_size)
     side = processor_image_size(processor)
