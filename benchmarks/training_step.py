@@ -75,7 +75,7 @@ def main() -> None:
 def in_a_process(name: str, kind: str, measured: list[dict[str, float]]) -> float:
     """Photos a second of one side, measured by this file in a process of its own, told to do just that."""
     command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--measure", name, kind]
-    # As `begin_process` sets it before torch is imported, which this file does first of all.
+    # What `begin_process` asks for; here it would come after torch's import, too late.
     pages = {"THP_MEM_ALLOC_ENABLE": "0" if name == TRAINER else "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | pages, stdout=subprocess.PIPE, text=True, check=True)
     measured.append(json.loads(done.stdout.splitlines()[-1]))
