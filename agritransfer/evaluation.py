@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from agritransfer.errors import DivergedError
 from agritransfer.models import find_head
 from agritransfer.pixels import PhotoDataset, collate, normalization
 from agritransfer.sources import Photo
@@ -102,7 +103,12 @@ def model_outputs(
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
-    """The Trainer's validation scores, single numbers only; `macro_f1` chooses the best weights."""
+    """The Trainer's validation scores, single numbers only; `macro_f1` chooses the best weights.
+
+    Raises `DivergedError` where the last step before it left weights whose outputs are no numbers.
+    """
+    if not np.isfinite(prediction.predictions).all():
+        raise DivergedError("the outputs on the validation photos became no numbers; lower --learning_rate")
     scores = _scores(prediction.predictions, prediction.label_ids)
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 

@@ -134,7 +134,11 @@ class ImageTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any) -> Any:
         with self.times.spent("waiting for photos"):
-            return super().get_batch_samples(*args)
+            try:
+                return super().get_batch_samples(*args)
+            except (ConnectionError, EOFError) as error:
+                # The kernel closes what a killed worker had open before it tells torch, which else says this itself.
+                raise RuntimeError("a loader worker was killed by signal; run the same command again") from error
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         with self.times.spent("forward and backward"):

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from agritransfer.errors import DivergedError
+from agritransfer.evaluation import compute_metrics
 from agritransfer.pixels import build_augmentation, collate, photo_pixels
 from agritransfer.processes import physical_cores
 from agritransfer.strategies import add_lora, layerwise_parameter_groups
@@ -343,6 +344,22 @@ def test_a_rate_that_is_far_too_high_ends_the_run_before_its_weights_are_saved(t
     with pytest.raises(DivergedError):
         trainer_of(vit(), args).train()
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_step_whose_weights_are_no_numbers_ends_the_run_in_the_validation_after_it(tmp_path):
+    args = arguments(tmp_path, optim="sgd", learning_rate=1e30, max_grad_norm=0.0, per_device_train_batch_size=8)
+    with pytest.raises(DivergedError, match="the validation photos became no numbers; lower --learning_rate"):
+        trainer_of(vit(), args, compute_metrics=compute_metrics).train()
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_worker_whose_socket_closes_before_torch_learns_of_its_end_is_told_of_as_killed(tmp_path, monkeypatch):
+    def reset(*_):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(Trainer, "get_batch_samples", reset)
+    with pytest.raises(RuntimeError, match="a loader worker was killed by signal; run the same command again"):
+        trainer_of(vit(), arguments(tmp_path)).train()
 
 
 def test_training_stops_after_as_many_evaluations_without_gain_as_were_granted(tmp_path):
