@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, put_photos
 
+from benchmarks.__main__ import MEASUREMENTS
 from benchmarks.head_first import error_ratio
 from benchmarks.runs import Run
 from benchmarks.time_to_score import reached
@@ -99,6 +100,19 @@ def test_the_recipe_of_the_documentation_trains_two_steps_and_scores(tmp_path, t
     assert (
         json.loads((next((tmp_path / "run").glob("checkpoint-*")) / "trainer_state.json").read_text())["max_steps"] == 2
     )
+
+
+@pytest.mark.slow
+def test_make_bench_joins_every_measurement_of_its_list(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    joined = json.loads((tmp_path / "results.json").read_text())
+    single = [json.loads((tmp_path / f"{name}.json").read_text()) for name, _ in MEASUREMENTS]
+    assert joined["ratios"] == [ratio for result in single for ratio in result["ratios"]]
+    assert all(min(ratio["ours_values"] + ratio["peer_values"]) > 0 for ratio in joined["ratios"])
+    rows = (tmp_path / "results.md").read_text().splitlines()
+    assert len([row for row in rows if row.startswith("| ")]) == 1 + len(joined["ratios"])
 
 
 def test_the_time_to_a_score_is_when_it_was_first_reached_as_it_is_printed():
