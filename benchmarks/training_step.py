@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from agritransfer.models import load_pretrained, load_processor
 from agritransfer.pixels import EvaluationPixels, PhotoDataset, build_augmentation, normalization, processor_image_size
-from agritransfer.processes import physical_cores
+from agritransfer.processes import begin_process, physical_cores
 from agritransfer.strategies import add_lora
 from agritransfer.training import ImageTrainer
 from benchmarks.peers.recipe import collate
@@ -75,7 +75,7 @@ def main() -> None:
 def in_a_process(name: str, kind: str, measured: list[dict[str, float]]) -> float:
     """Photos a second of one side, measured by this file in a process of its own, told to do just that."""
     command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--measure", name, kind]
-    # What `begin_process` asks for; here it would come after torch's import, too late.
+    # Of what `begin_process` asks for, this would come after torch's import, too late.
     pages = {"THP_MEM_ALLOC_ENABLE": "0" if name == TRAINER else "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | pages, stdout=subprocess.PIPE, text=True, check=True)
     measured.append(json.loads(done.stdout.splitlines()[-1]))
@@ -84,6 +84,8 @@ def in_a_process(name: str, kind: str, measured: list[dict[str, float]]) -> floa
 
 def measure(name: str, kind: str, args: Any) -> dict[str, float]:
     """Photos a second of the second pass; seconds and mean loss of the first."""
+    if name != TRAINER:
+        begin_process()
     torch.set_num_threads(physical_cores())
     processor = load_processor(str(args.model), None, args.image_size)
     side = processor_image_size(processor)

@@ -1,6 +1,7 @@
-"""A process of ours counts its cores, takes memory in large pages, and ends without looking through its imports."""
+"""A process of ours counts its cores, keeps memory in large pages, and ends without looking through its imports."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -17,6 +18,18 @@ class Cycle:
     def __del__(self): print("collected at the end", file=sys.stderr)
 begin_process()
 left = Cycle()
+"""
+# How often Linux hands out a page for a block of 64 MB that is as large as the one just freed.
+TAKEN_AGAIN = """
+import resource
+from agritransfer.processes import begin_process
+def pages(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+begin_process()
+block = b"x" * (64 << 20)
+del block
+before = pages()
+block = b"x" * (64 << 20)
+print(pages() - before)
 """
 
 
@@ -37,6 +50,13 @@ def test_nothing_is_collected_at_the_end():
 def test_large_pages_are_asked_for_unless_the_user_decided(told, used):
     code = "import os; from agritransfer.processes import begin_process; begin_process()"
     assert said_by(code + "; print(os.environ['THP_MEM_ALLOC_ENABLE'])", **told) == f"{used}\n"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+def test_freed_memory_is_taken_again_without_a_new_page_unless_the_user_decided():
+    assert int(said_by(TAKEN_AGAIN)) < 16
+    # A page has 2 MB at most.
+    assert int(said_by(TAKEN_AGAIN, MALLOC_MMAP_MAX_="65536")) >= 32
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system is asked elsewhere")
