@@ -7,7 +7,8 @@ Ours: the data set and the Trainer of the scripts, with the store filled. Peers:
 the documentation's recipe and by timm, fastai and ultralytics where they are installed. All give float32 batches of 32
 photos at 224 pixels and flip; they differ in the crop as their documentation does, and `crop` (no resizing after the
 crop) is measured against the same in the recipe. On one core nobody has loader workers; on two, the peers have one or
-two. Photos: drawn ones of 500 x 500 and of 12 million pixels.
+two. All share a process, so that the peers too have the memory that ours keeps. Photos: drawn ones of 500 x 500 and of
+12 million pixels.
 """
 
 import importlib
@@ -115,6 +116,8 @@ def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], list[str
 def our_epochs(folder: Path, augmentation: str, batch: int) -> Epoch:
     """The batches of the training scripts, made by the objects that they make, in their order."""
     flags = ["--dataset_name", str(folder), "--model_name_or_path", str(ROOT / "sample/vit"), "--use_cpu"]
+    # The Trainer makes this folder, though nothing is written to it.
+    flags += ["--output_dir", str(folder.parent / "runs/input")]
     flags += ["--image_size", str(SIDE), "--augmentation", augmentation, "--per_device_train_batch_size", str(batch)]
     classes = (DataArguments, ModelArguments, FinetuneArguments)
     data_args, model_args, _, training_args = parse_args(classes, "", flags)
