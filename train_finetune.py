@@ -10,101 +10,51 @@ On every GPU of a node, from the Hub, scored on field photos too:
         --model_name_or_path facebook/dinov2-small --shift_dataset_name field_photos
 """
 
-from agritransfer.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_args, settings_line
+from agritransfer import data, hub, images, models, runtime, training
+from agritransfer.arguments import DataArguments, FinetuneArguments, ModelArguments
 
 
 def main(data_args, model_args, finetune_args, training_args):
-    # Imported here, so that --help answers before torch is loaded
-    from agritransfer.checkpoint_uploads import UploadCheckpoints, fetch_checkpoint
-    from agritransfer.data import counts_table, load_shift_photos, load_splits
-    from agritransfer.evaluation import compute_metrics
-    from agritransfer.heads import begin_with_solved_head, solve_head
-    from agritransfer.memory import PeakMemory
-    from agritransfer.models import hub_commit, load_pretrained, load_processor
-    from agritransfer.pixel_store import PixelStore
-    from agritransfer.pixels import build_augmentation, processor_image_size
-    from agritransfer.prefix import frozen_prefix
-    from agritransfer.publishing import destination_of, publish_run
-    from agritransfer.resuming import checkpoint_to_resume, run_settings
-    from agritransfer.run_folder import run_folder, save_model, score_run, write_results
-    from agritransfer.strategies import layerwise_parameter_groups, train_layers, trainable_line
-    from agritransfer.training import ImageTrainer, class_weights, prepare_process, say
-
-    prepare_process(training_args)
-    with run_folder(training_args, data_args.restart) as folder:
-        memory = PeakMemory()
-        say(settings_line(data_args, model_args, finetune_args, training_args))
-
+    with training.start_run(data_args, model_args, finetune_args, training_args) as run:
         # Hub: asked before the first step, so that a wrong token costs seconds
-        destination = destination_of(training_args, data_args.share_splits, data_args.license)
+        destination = hub.destination_of(training_args, data_args.share_splits, data_args.license)
 
-        # Photos: who is in which split, every one decoded once
-        splits = load_splits(data_args.dataset_name, **data_args.split_options())
-        splits, shift = load_shift_photos(data_args.shift_dataset_name, splits, **data_args.shift_options())
-        say(*map(counts_table, filter(None, [splits, shift])), memory.line("photos"))
+        # Photos: which split each of them is in
+        splits, shift = data.load_photos(data_args)
+        run.end_stage("photos")
 
-        # Model
-        name, revision = model_args.model_name_or_path, model_args.model_revision
-        processor = load_processor(name, revision, data_args.image_size)
-        image_size = processor_image_size(processor)
-        model = load_pretrained(name, revision, splits.labels, image_size)
-        base_model = {"name": name, "revision": hub_commit(name, revision)}
-
+        # Model: pretrained weights, a new head for these labels, and the image processor that belongs to them
+        model, processor, base_model = models.load_backbone(model_args, splits.labels, data_args.image_size)
         if data_args.download_only:
-            say("downloaded; now HF_HUB_OFFLINE=1 and the same command without --download_only")
+            runtime.say("downloaded; to train offline, set HF_HUB_OFFLINE=1 and leave out --download_only")
             return
 
         # Strategy: which weights move, and how fast
-        train_layers(model, finetune_args.train_layers)
-        parameter_groups = layerwise_parameter_groups(
-            model,
-            learning_rate=training_args.learning_rate,
-            layer_decay=finetune_args.layer_decay,
-            head_learning_rate=finetune_args.head_rate(training_args.learning_rate),
-            weight_decay=training_args.weight_decay,
-        )
-        say(trainable_line(model), memory.line("model"))
+        models.train_layers(model, finetune_args.train_layers)
+        parameter_groups = models.parameter_groups_of(model, finetune_args, training_args)
+        run.end_stage("model", models.trainable_line(model))
 
-        # Pixels: decoded once, for this run and for those to come
-        store = PixelStore(data_args.pixel_store, data_args.pixel_store_gb)
-        train_photos = splits.training_photos(processor, data_args.augmentation, store)
-        validation_photos = splits.dataset("validation", processor, store)
-        say(store.line(), memory.line("pixels"))
+        # Trainer: photos are decoded once, for this run and later ones
+        store = images.PixelStore(data_args.pixel_store, data_args.pixel_store_gb)
+        trainer = training.build_trainer(run, model, processor, splits, store, base_model, parameter_groups)
+        hub.upload_checkpoints(run, trainer, destination)
+        run.end_stage("pixels")
 
-        # Training, from the last complete checkpoint where there is one
-        trainer = ImageTrainer(
-            model=model,
-            args=training_args,
-            settings=run_settings(splits, base_model, data_args, model_args, finetune_args, training_args),
-            processor=processor,
-            train_dataset=train_photos,
-            eval_dataset=validation_photos,
-            augment=build_augmentation(data_args.augmentation, image_size, len(splits.labels)),
-            class_weights=class_weights(data_args.class_weights, splits.label_counts("train")),
-            early_stopping_patience=data_args.early_stopping_patience,
-            parameter_groups=parameter_groups,
-            compute_metrics=compute_metrics,
-        )
-        if destination is not None:
-            trainer.add_callback(UploadCheckpoints(destination, processor))
-            fetch_checkpoint(folder, destination, data_args.restart)
+        # Training: from the last complete checkpoint where there is one
         if finetune_args.head_first:
-            begin_with_solved_head(trainer, splits.dataset("train", processor, store))
+            training.begin_with_solved_head(trainer, splits.dataset("train", processor, store))
         if finetune_args.solves_head(data_args):
-            solve_head(trainer, data_args.cached_views)
+            training.solve_head(trainer, data_args.cached_views)
         else:
-            with frozen_prefix(trainer, splits, data_args.cached_views, data_args.augmentation, store.limit):
-                trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args, trainer.settings))
-        say(trainer.times.line(), memory.line("training"))
+            training.train(run, trainer, splits, store)
+        run.end_stage("training", trainer.times.line())
 
-        # Run folder: the best weights, proven on disk, then scored from there
-        save_model(trainer, processor, splits, base_model)
-        outputs = score_run(folder, splits, shift, training_args.per_device_eval_batch_size, store)
-        write_results(
-            folder, trainer, splits, shift, outputs, memory, finetune_args.strategy, base_model, data_args.target_error
-        )
-        publish_run(folder, destination)
+        # Results: the best weights, checked after saving, then scored as anyone would load them
+        training.save_model(trainer, processor, splits, base_model)
+        outputs = training.score_run(trainer, splits, shift, store)
+        training.write_results(run, trainer, splits, shift, outputs, base_model)
+        hub.publish_run(run.folder, destination)
 
 
 if __name__ == "__main__":
-    main(*parse_args((DataArguments, ModelArguments, FinetuneArguments), __doc__))
+    main(*runtime.parse_args((DataArguments, ModelArguments, FinetuneArguments), __doc__))

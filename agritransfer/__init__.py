@@ -1,1 +1,1 @@
-"""Transfer learning for plant, weed and produce photos: the steps that the training scripts put in order."""
+"""Transfer learning for plant, weed and produce photos: what a score in the laboratory is worth in the field."""

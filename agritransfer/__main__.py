@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from agritransfer.commands import audit, compare, export, predict, publish, publish_dataset, rank
+from agritransfer.cli import audit, compare, export, predict, publish, publish_dataset, rank
 from agritransfer.errors import DataError, PublishError, UsageError
-from agritransfer.processes import begin_process
+from agritransfer.runtime.process import begin_process
 
 COMMANDS = {
     "audit": audit,

@@ -38,3 +38,10 @@ class Preempted(BaseException):
     """
 
     exit_code = 75
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library complained of, for a message of one line."""
+    # Of the Hub's many lines the second says what was not found.
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__

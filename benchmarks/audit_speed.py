@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from agritransfer.audit import examine
-from agritransfer.processes import available_cores
-from agritransfer.sources import read_source
+from agritransfer.data.audit import examine
+from agritransfer.data.sources import read_source
+from agritransfer.runtime.process import available_cores
 
 TURNS = 5
 

@@ -19,9 +19,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from agritransfer.data import load_splits
-from agritransfer.models import load_processor
-from agritransfer.pixel_store import PixelStore
+from agritransfer.data.dataset import load_splits
+from agritransfer.images.pixel_cache import PixelStore
+from agritransfer.models.loading import load_processor
 from benchmarks.input_pipeline import SIDE, use_cores
 from benchmarks.peers.recipe import load_photos
 from benchmarks.photos import SIZES, generated

@@ -23,12 +23,14 @@ from typing import Any
 import datasets
 import torch
 
-from agritransfer.arguments import DataArguments, FinetuneArguments, ModelArguments, parse_args
-from agritransfer.data import load_splits
-from agritransfer.models import load_processor
-from agritransfer.pixel_store import PixelStore
-from agritransfer.pixels import build_augmentation, normalization
-from agritransfer.training import ImageTrainer
+from agritransfer.arguments import DataArguments, FinetuneArguments, ModelArguments
+from agritransfer.data.dataset import load_splits
+from agritransfer.images.augmentation import build_augmentation
+from agritransfer.images.pixel_cache import PixelStore
+from agritransfer.images.preprocessing import normalization
+from agritransfer.models.loading import load_processor
+from agritransfer.runtime.command_line import parse_args
+from agritransfer.training.trainer import ImageTrainer
 from benchmarks.peers import recipe
 from benchmarks.photos import generated, photos_below
 from benchmarks.timing import ROOT, Ratio, compare, machine, parser, report, take_turns

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from agritransfer.processes import available_cores
+from agritransfer.runtime.process import available_cores
 from benchmarks.timing import ROOT
 
 SIZES = {"500px": (500, 500), "12mpx": (4000, 3000)}

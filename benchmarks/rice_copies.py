@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from agritransfer.data import load_splits
-from agritransfer.duplicates import find_duplicates, thumbnail
-from agritransfer.evaluation import predict
-from agritransfer.models import load_pretrained, load_processor
-from agritransfer.pixels import EvaluationPixels, PhotoDataset, decode_photo
-from agritransfer.probes import out_of_fold_probabilities
+from agritransfer.data.dataset import load_splits
+from agritransfer.data.deduplication import find_duplicates, thumbnail
+from agritransfer.evaluation.frozen_features import out_of_fold_probabilities
+from agritransfer.evaluation.inference import predict
+from agritransfer.images.decoding import decode_photo
+from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
+from agritransfer.models.loading import load_pretrained, load_processor
 
 SIDE = 64
 # In levels of 0 to 255: every pair of this set differs by less than 3 or by more than 11.

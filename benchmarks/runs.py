@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from agritransfer.data import SPLITS, load_splits
+from agritransfer.data.dataset import SPLITS, load_splits
 from benchmarks.photos import SIZES, generated, photos_below
 from benchmarks.timing import ROOT, Ratio, compare, parser, take_turns
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "space"))
 from classifier import Classifier  # noqa: E402
 
 AIMS = {"--help": None, "imports": None, "answer": 1.25}
-IMPORTS = "import agritransfer.run_folder, agritransfer.publishing, agritransfer.strategies"
+IMPORTS = "import agritransfer.training.run, agritransfer.hub.model, agritransfer.models.lora"
 SCRIPT = {"--help": ["train_finetune.py", "--help"], "imports": ["-c", IMPORTS]}
 RECIPE = {"--help": ["-m", "benchmarks.peers.recipe", "--help"], "imports": ["-c", "import benchmarks.peers.recipe"]}
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from agritransfer.processes import available_cores
+from agritransfer.runtime.process import available_cores
 
 ROOT = Path(__file__).parent.parent
 DRAWS = 10_000

@@ -25,11 +25,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from agritransfer.models import load_pretrained, load_processor
-from agritransfer.pixels import EvaluationPixels, PhotoDataset, build_augmentation, normalization, processor_image_size
-from agritransfer.processes import begin_process, physical_cores
-from agritransfer.strategies import add_lora
-from agritransfer.training import ImageTrainer
+from agritransfer.images.augmentation import build_augmentation
+from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
+from agritransfer.images.preprocessing import normalization, processor_image_size
+from agritransfer.models.loading import load_pretrained, load_processor
+from agritransfer.models.lora import add_lora
+from agritransfer.runtime.process import begin_process, physical_cores
+from agritransfer.training.trainer import ImageTrainer
 from benchmarks.peers.recipe import collate
 from benchmarks.timing import ROOT, compare, machine, parser, report, take_turns
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 from scipy.special import logsumexp
 
-from agritransfer.calibration import KNOWN_SHARE, calibrated_probabilities, strangeness, verdicts
-from agritransfer.data import load_splits
-from agritransfer.evaluation import predict
-from agritransfer.models import load_classifier
-from agritransfer.pixels import EvaluationPixels, PhotoDataset
-from agritransfer.results import read_calibration, read_results
-from agritransfer.sources import read_source
+from agritransfer.data.dataset import load_splits
+from agritransfer.data.sources import read_source
+from agritransfer.evaluation.calibration import calibrated_probabilities
+from agritransfer.evaluation.inference import predict
+from agritransfer.evaluation.novelty import KNOWN_SHARE, strangeness
+from agritransfer.evaluation.results import read_calibration, read_results
+from agritransfer.evaluation.selective import verdicts
+from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
+from agritransfer.models.loading import load_classifier
 
 BATCH_SIZE = 64
 SCORES = ("softmax", "energy", "distance", "both")

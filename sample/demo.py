@@ -11,35 +11,33 @@ from pathlib import Path
 HERE = Path(__file__).parent
 # Run as a file, Python looks beside it only; the package lies one folder up.
 sys.path.insert(0, str(HERE.parent))
-STRATEGIES = {
-    "from scratch": ("train_scratch.py", "sample_scratch"),
-    "feature extraction": ("train_finetune.py", "sample_head"),
-    "fine-tuning": ("train_finetune.py", "sample_finetune"),
-    "LoRA": ("train_lora.py", "sample_lora"),
-}
+
+from agritransfer.strategies import STRATEGIES  # noqa: E402
+
+# The control first, then from the fewest trained weights to the most.
+ORDER = ("scratch", "head", "lora", "finetune")
 PHOTO = "sample/leaves_field/angular_leaf_spot/000.jpg"
 
 
 def main() -> None:
     """Train, compare, answer for one photo."""
-    for number, (name, (script, recipe)) in enumerate(STRATEGIES.items(), start=1):
-        print(
-            f"\n=== {number}/{len(STRATEGIES)} {name}: python {script} --recipe recipes/{recipe}.yaml ===", flush=True
-        )
+    for number, name in enumerate(ORDER, start=1):
+        title, script, recipe = STRATEGIES[name].title, STRATEGIES[name].script, f"recipes/sample_{name}.yaml"
+        print(f"\n=== {number}/{len(ORDER)} {title}: python {script} --recipe {recipe} ===", flush=True)
         # The same command again prints the finished run's results; the libraries need no network for any of it.
         subprocess.run(
-            [sys.executable, script, "--recipe", f"recipes/{recipe}.yaml"],
+            [sys.executable, script, "--recipe", recipe],
             check=True,
             cwd=HERE.parent,
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )
-    from agritransfer.comparison import compare, read_candidates, recommendation
-    from agritransfer.report import comparison_table
+    from agritransfer.evaluation.comparison import compare, read_candidates, recommendation
+    from agritransfer.evaluation.report import comparison_table
 
-    folders = {name: HERE.parent / "runs" / recipe.replace("_", "-") for name, (_, recipe) in STRATEGIES.items()}
+    folders = {name: HERE.parent / f"runs/sample-{name}" for name in ORDER}
     compared = compare(read_candidates(list(folders.values())))
     print(f"\n{comparison_table(compared)}\n\n{recommendation(compared)}")
-    print(one_answer(folders["fine-tuning"]))
+    print(one_answer(folders["finetune"]))
     print(NEXT)
 
 

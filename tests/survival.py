@@ -20,7 +20,7 @@ import psutil
 from conftest import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["survival", "agritransfer.publishing"])
+FORKS.set_forkserver_preload(["survival", "agritransfer.hub.model"])
 
 
 def run(words: list[str], prelude: Callable[[], None] | None, log: Path) -> None:

@@ -6,16 +6,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from agritransfer.arguments import (
-    OLD_FLAGS,
-    DataArguments,
-    FinetuneArguments,
-    LoraArguments,
-    ModelArguments,
-    ScratchArguments,
-    parse_args,
-    settings_line,
-)
+from agritransfer.arguments import DataArguments, FinetuneArguments, LoraArguments, ModelArguments, ScratchArguments
+from agritransfer.runtime.command_line import OLD_FLAGS, parse_args, settings_line
 
 FINETUNE = (DataArguments, ModelArguments, FinetuneArguments)
 LORA = (DataArguments, ModelArguments, LoraArguments)

@@ -14,10 +14,10 @@ from conftest import ROOT
 from PIL import Image, ImageOps
 
 from agritransfer.__main__ import main
-from agritransfer.audit import class_faults, examine, photo_warnings
-from agritransfer.data import counts_table, load_shift_photos, load_splits
+from agritransfer.data.audit import class_faults, examine, photo_warnings
+from agritransfer.data.dataset import counts_table, load_shift_photos, load_splits
+from agritransfer.data.sources import read_source
 from agritransfer.errors import DataError
-from agritransfer.sources import read_source
 
 
 def drawn(seed: int) -> Image.Image:
@@ -94,7 +94,7 @@ def test_bombs_cost_no_memory(tmp_path):
         (folder / f"rust/bomb{number}.png").write_bytes(bomb())
     script = (
         "import resource, sys; from agritransfer.__main__ import main; "
-        "import agritransfer.audit; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "import agritransfer.data.audit; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
         f"code = main(['audit', {str(folder)!r}, '--output', {str(tmp_path / 'audit.json')!r}]); "
         "print('grew by', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before); sys.exit(code)"
     )

@@ -4,19 +4,14 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from agritransfer.calibration import (
-    KNOWN_SHARE,
-    answer_threshold,
-    answered_scores,
-    calibrate,
+from agritransfer.evaluation.calibration import (
     calibrated_probabilities,
     confidence_bins,
     expected_calibration_error,
     fit_temperature,
-    load_known,
-    strangeness,
-    verdicts,
 )
+from agritransfer.evaluation.novelty import KNOWN_SHARE, load_known, strangeness
+from agritransfer.evaluation.selective import answer_threshold, answered_scores, calibrate, verdicts
 
 
 def drawn(count: int, seed: int = 0, scale: float = 1.0, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:

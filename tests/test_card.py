@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from agritransfer.card import card_data, eval_results, model_card
+from agritransfer.hub.model_card import card_data, eval_results, model_card
 
 PER_CLASS = [
     {"label": "healthy", "n": 40, "precision": 0.9, "recall": 0.8, "f1": 0.847},

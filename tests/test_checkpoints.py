@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from agritransfer.checkpoints import MANIFEST, fault_of, newest_checkpoint, point_to_best, put_aside, write_manifest
+from agritransfer.training.checkpoints import (
+    MANIFEST,
+    fault_of,
+    newest_checkpoint,
+    point_to_best,
+    put_aside,
+    write_manifest,
+)
 
 
 def checkpoint(folder: Path, step: int, best: int | None = None) -> Path:

@@ -8,8 +8,11 @@ import pytest
 from scipy.stats import binomtest
 
 from agritransfer.__main__ import main
-from agritransfer.commands.compare import _flags_for
-from agritransfer.comparison import (
+from agritransfer.cli.compare import _flags_for
+from agritransfer.data.dataset import load_splits
+from agritransfer.data.readers.source import Photo
+from agritransfer.errors import DataError, UsageError
+from agritransfer.evaluation.comparison import (
     compare,
     gain,
     mean_macro_f1,
@@ -17,12 +20,11 @@ from agritransfer.comparison import (
     read_candidates,
     recommendation,
 )
-from agritransfer.data import load_splits
-from agritransfer.errors import DataError, UsageError
-from agritransfer.evaluation import macro_f1, read_predictions, seeded_interval, sign_flip_p_value, write_predictions
-from agritransfer.models import load_pretrained, load_processor
-from agritransfer.report import comparison_table, report_text, write_report
-from agritransfer.sources import Photo
+from agritransfer.evaluation.intervals import seeded_interval, sign_flip_p_value
+from agritransfer.evaluation.metrics import macro_f1
+from agritransfer.evaluation.predictions import read_predictions, write_predictions
+from agritransfer.evaluation.report import comparison_table, report_text, write_report
+from agritransfer.models.loading import load_pretrained, load_processor
 
 LABELS = ["blight", "healthy", "rust"]
 WEIGHTS = {"scratch": 800_000, "head": 516, "lora": 66_000, "finetune": 837_000}
@@ -99,7 +101,7 @@ def test_runs_that_differ_by_their_seed_are_one_candidate_and_scratch_comes_firs
         tmp_path, {"finetune": (0.8, None), "lora": (0.8, None), "scratch": (0.4, None), "head": (0.7, None)}
     )
     candidates = read_candidates(folders)
-    assert [c.name for c in candidates] == ["from scratch", "feature extraction", "LoRA", "fine-tuning"]
+    assert [c.name for c in candidates] == ["training from scratch", "feature extraction", "LoRA", "fine-tuning"]
     assert all(len(c.folders) == 3 for c in candidates)
     comparison = compare(candidates)
     by_hand = [json.loads((folder / "results.json").read_text())["test"]["macro_f1"] for folder in folders[:3]]
@@ -209,12 +211,12 @@ def test_a_strategy_that_is_better_by_more_than_chance_is_advised(tmp_path):
     text = advice(tmp_path, scratch=(0.4, None), head=(0.5, None), lora=(0.7, None), finetune=(0.95, None))
     assert text.startswith("Use fine-tuning here: its macro F1 on the test is 0.9")
     assert "better than every other one by more than chance explains" in text
-    assert "frozen features fall short, so the body must adapt, and adapters alone do not suffice" in text
+    assert "frozen features fall short, so the backbone must adapt" in text
 
 
 def test_negative_transfer_is_called_by_its_name(tmp_path):
     text = advice(tmp_path, scratch=(0.9, None), head=(0.5, None), lora=(0.6, None))
-    assert text.startswith("Use from scratch here")
+    assert text.startswith("Use training from scratch here")
     assert "Negative transfer: worse than random weights on the test is feature extraction and LoRA" in text
 
 
@@ -237,7 +239,7 @@ def test_the_report_holds_every_number_and_is_complete_in_itself(tmp_path):
         ],
     }
     write_report(tmp_path, comparison)
-    assert json.loads((tmp_path / "comparison.json").read_text())["rows"][0]["name"] == "from scratch"
+    assert json.loads((tmp_path / "comparison.json").read_text())["rows"][0]["name"] == "training from scratch"
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
     assert text == report_text(comparison) and text.rstrip().endswith(recommendation(comparison))
     lora = comparison["rows"][2]
@@ -256,7 +258,7 @@ def test_the_report_holds_every_number_and_is_complete_in_itself(tmp_path):
     assert (tmp_path / "figures/scores.png").stat().st_size > 10_000
     lines = comparison_table(comparison).splitlines()
     assert lines[0].split("  ")[0] == "" and "field gain over scratch" in lines[0]
-    assert lines[1].startswith("from scratch") and lines[3].startswith("LoRA") and "[+0." in lines[3]
+    assert lines[1].startswith("training from scratch") and lines[3].startswith("LoRA") and "[+0." in lines[3]
 
 
 def test_a_label_cannot_break_the_table_or_the_page(tmp_path):

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from agritransfer.data import SPLITS, Splits, counts_table, load_shift_photos, load_splits, write_splits_file
+from agritransfer.data.dataset import SPLITS, Splits, counts_table, load_shift_photos, load_splits, write_splits_file
 from agritransfer.errors import DataError, UsageError
-from agritransfer.pixels import decode_photo, photo_pixels
+from agritransfer.images.decoding import decode_photo
+from agritransfer.images.preprocessing import photo_pixels
 
 LEAVES = {"blight": 40, "healthy": 20, "rust": 10}
 

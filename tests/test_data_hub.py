@@ -20,7 +20,7 @@ CLIENT = """
 import json, sys
 import huggingface_hub
 from agritransfer.data import load_splits
-from agritransfer.pixels import decode_photo
+from agritransfer.images.decoding import decode_photo
 
 def read(name, options):
     if name == "user/unreachable":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from agritransfer.duplicates import (
+from agritransfer.data.deduplication import (
     MIN_CORRELATION,
     SYMMETRIES,
     _hashes,

@@ -22,18 +22,13 @@ from sklearn.metrics import (
 )
 from transformers import EvalPrediction, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from agritransfer.evaluation import (
-    ClassificationMetric,
-    accuracy_interval,
-    compute_metrics,
-    macro_f1_interval,
-    predict,
-    score,
-    wilson_interval,
-    write_predictions,
-)
-from agritransfer.pixels import EvaluationPixels, PhotoDataset
-from agritransfer.sources import Photo
+from agritransfer.data.readers.source import Photo
+from agritransfer.evaluation.inference import predict
+from agritransfer.evaluation.intervals import accuracy_interval, macro_f1_interval, wilson_interval
+from agritransfer.evaluation.metrics import ClassificationMetric, compute_metrics
+from agritransfer.evaluation.predictions import write_predictions
+from agritransfer.evaluation.results import score
+from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
 
 LABELS = ["healthy", "mosaic", "rust"]
 

@@ -25,13 +25,15 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from agritransfer import export
 from agritransfer.__main__ import main
-from agritransfer.evidence import CELL_BY_CELL, EXACT, HELD_NORM, LAST_ATTENTION, ExplainedClassifier
-from agritransfer.export import deletion_test, hide_cells, write_model
-from agritransfer.models import load_classifier
-from agritransfer.pixels import decode_photo, normalization, photo_pixels
-from agritransfer.quantization import quantization_methods, quantize, refusal
+from agritransfer.hub.export import onnx as export
+from agritransfer.hub.export.onnx import write_model
+from agritransfer.hub.export.parity import deletion_test, hide_cells
+from agritransfer.hub.export.quantization import quantization_methods, quantize, refusal
+from agritransfer.images.decoding import decode_photo
+from agritransfer.images.preprocessing import normalization, photo_pixels
+from agritransfer.models.attribution import CELL_BY_CELL, EXACT, HELD_NORM, LAST_ATTENTION, ExplainedClassifier
+from agritransfer.models.loading import load_classifier
 
 LABELS = {"num_labels": 3}
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8} | LABELS
@@ -354,7 +356,7 @@ def test_a_network_of_convolutions_is_rounded_by_the_ranges_of_photos(tmp_path):
 
 
 def test_no_library_is_made_to_talk(tmp_path):
-    program = "import logging, pathlib, sys\nfrom agritransfer import quantization\n"
+    program = "import logging, pathlib, sys\nfrom agritransfer.hub.export import quantization\n"
     program += "quantization._quantize_blocks(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), [])\n"
     program += "print(logging.getLogger().level, logging.getLogger().handlers)"
     empty = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from agritransfer.figures import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
+from agritransfer.evaluation.plots import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
 
 
 def size_of(path):

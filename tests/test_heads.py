@@ -12,10 +12,10 @@ from test_prefix import Calls, trainer_of
 from test_scripts import EVERY_RUN, SHORT, check_run, files_of
 from test_strategies import build
 
-from agritransfer.data import Splits, load_splits
+from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.errors import UsageError
-from agritransfer.heads import PENALTIES, begin_with_solved_head, solve, solve_head
-from agritransfer.strategies import train_layers
+from agritransfer.models.freezing import train_layers
+from agritransfer.training.linear_probe import PENALTIES, begin_with_solved_head, solve, solve_head
 
 
 def clouds(count: int, classes: int, seed: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agritransfer import inspections
-from agritransfer.inspections import inspect
-from agritransfer.sources import read_source
+from agritransfer.data import file_checks as inspections
+from agritransfer.data.file_checks import inspect
+from agritransfer.data.sources import read_source
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from agritransfer.audit import examine
-from agritransfer.memory import PeakMemory
-from agritransfer.sources import read_source
+from agritransfer.data.audit import examine
+from agritransfer.data.sources import read_source
+from agritransfer.runtime.profiling import PeakMemory
 
 FILL = """
 import numpy as np
-from agritransfer.memory import PeakMemory
+from agritransfer.runtime.profiling import PeakMemory
 memory = PeakMemory()
 filled = np.ones(200 * 2**20, dtype=np.uint8)
 del filled

@@ -37,8 +37,10 @@ from transformers import (
 )
 
 from agritransfer.errors import UsageError
-from agritransfer.models import build_from_scratch, find_head, load_pretrained, load_processor, set_image_size
-from agritransfer.pixels import processor_image_size
+from agritransfer.images.preprocessing import processor_image_size
+from agritransfer.models.loading import load_pretrained, load_processor, set_image_size
+from agritransfer.models.scratch import build_from_scratch
+from agritransfer.models.structure import find_head
 
 LABELS = ["healthy", "mosaic", "rust"]
 NAMES = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}

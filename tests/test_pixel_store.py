@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from agritransfer import caches, pixel_store
-from agritransfer.data import Splits, load_splits
+from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.errors import StorageError
-from agritransfer.pixel_store import PixelStore, StoredPixels
-from agritransfer.pixels import PhotoDataset, collate
+from agritransfer.images import pixel_cache as pixel_store
+from agritransfer.images.photo_dataset import PhotoDataset, collate
+from agritransfer.images.pixel_cache import PixelStore, StoredPixels
+from agritransfer.runtime import disk_cache as caches
 
 PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32})
 # 36 photos of 40 x 30 pixels, of which 24 are trained on: 37 pixels high and 49 wide with their margin.

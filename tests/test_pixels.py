@@ -20,18 +20,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from agritransfer.pixels import (
-    EvaluationPixels,
-    WholePhotos,
-    build_augmentation,
-    collate,
-    decode_photo,
-    normalization,
-    photo_pixels,
-    processor_image_size,
-    resize_processor,
-    training_pixels,
-)
+from agritransfer.images.augmentation import build_augmentation
+from agritransfer.images.decoding import decode_photo
+from agritransfer.images.photo_dataset import EvaluationPixels, WholePhotos, collate, training_pixels
+from agritransfer.images.preprocessing import normalization, photo_pixels, processor_image_size, resize_processor
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 # One processor of every kind: whole photo squashed, centre cut out, shortest edge then crop.

@@ -11,14 +11,16 @@ from test_strategies import LORA, build
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments, ViTImageProcessor
 
-from agritransfer.cut import activation_at, activations, batches_of
-from agritransfer.data import Splits, load_splits
-from agritransfer.pixel_store import PixelStore
-from agritransfer.pixels import build_augmentation
-from agritransfer.prefix import CachedPhotos, frozen_prefix
-from agritransfer.stopping import Preempted
-from agritransfer.strategies import add_lora, find_blocks, train_layers
-from agritransfer.training import ImageTrainer
+from agritransfer.data.dataset import Splits, load_splits
+from agritransfer.errors import Preempted
+from agritransfer.images.augmentation import build_augmentation
+from agritransfer.images.pixel_cache import PixelStore
+from agritransfer.models.freezing import train_layers
+from agritransfer.models.lora import add_lora
+from agritransfer.models.structure import find_blocks
+from agritransfer.training.activation_cache import CachedPhotos, frozen_prefix
+from agritransfer.training.partial_forward import activation_at, activations, batches_of
+from agritransfer.training.trainer import ImageTrainer
 
 # peft 0.21 asks transformers 5.23 by an old name; pytest undoes the filter that strategies.py sets when imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -10,17 +10,12 @@ from scipy.stats import multivariate_normal
 from transformers import ViTForImageClassification
 
 from agritransfer.__main__ import main
-from agritransfer.data import load_splits
+from agritransfer.data.dataset import load_splits
 from agritransfer.errors import UsageError
-from agritransfer.evaluation import macro_f1
-from agritransfer.probes import (
-    knn_answers,
-    linear_probe,
-    log_me,
-    order_agreement,
-    out_of_fold_probabilities,
-    suspected_mislabels,
-)
+from agritransfer.evaluation.backbone_ranking import log_me, order_agreement
+from agritransfer.evaluation.frozen_features import knn_answers, linear_probe, out_of_fold_probabilities
+from agritransfer.evaluation.label_errors import suspected_mislabels
+from agritransfer.evaluation.metrics import macro_f1
 
 
 def clusters(count: int, seed: int = 0, apart: float = 3.0, width: int = 8) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,11 @@ import sys
 import pytest
 from conftest import ROOT
 
-from agritransfer.processes import available_cores, physical_cores
+from agritransfer.runtime.process import available_cores, physical_cores
 
 AT_THE_END = """
 import gc, sys
-from agritransfer.processes import begin_process
+from agritransfer.runtime.process import begin_process
 class Cycle:
     def __init__(self): self.itself = self
     def __del__(self): print("collected at the end", file=sys.stderr)
@@ -22,7 +22,7 @@ left = Cycle()
 # How often Linux hands out a page for a block of 64 MB that is as large as the one just freed.
 TAKEN_AGAIN = """
 import resource
-from agritransfer.processes import begin_process
+from agritransfer.runtime.process import begin_process
 def pages(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 begin_process()
 block = b"x" * (64 << 20)
@@ -48,7 +48,7 @@ def test_nothing_is_collected_at_the_end():
 
 @pytest.mark.parametrize(("told", "used"), [({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")])
 def test_large_pages_are_asked_for_unless_the_user_decided(told, used):
-    code = "import os; from agritransfer.processes import begin_process; begin_process()"
+    code = "import os; from agritransfer.runtime.process import begin_process; begin_process()"
     assert said_by(code + "; print(os.environ['THP_MEM_ALLOC_ENABLE'])", **told) == f"{used}\n"
 
 

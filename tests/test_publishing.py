@@ -13,9 +13,9 @@ from conftest import ROOT
 from hubserver import Fault, HubServer, serve
 from PIL import ExifTags, Image
 
-from agritransfer.data import load_splits
-from agritransfer.publishing import published_results
-from agritransfer.uploading import last_part
+from agritransfer.data.dataset import load_splits
+from agritransfer.hub.client import last_part
+from agritransfer.hub.model import published_results
 
 RUN_FILES = {
     "README.md",
@@ -276,8 +276,8 @@ def test_a_token_that_is_taken_back_costs_nothing_but_the_command_that_is_printe
 @pytest.mark.slow
 def test_a_hub_that_hangs_is_not_waited_for_for_ever(run, client, hub):
     hub.faults.append(Fault("PUT", "^/_lfs", times=math.inf, delay=2, drop=True))
-    hurry = "import agritransfer.uploading as u; u.TIMEOUT, u.PATIENCE = 0.5, 0"
-    usual = "import agritransfer.uploading as u; u.TIMEOUT, u.PATIENCE = 60.0, 300"
+    hurry = "import agritransfer.hub.client as u; u.TIMEOUT, u.PATIENCE = 0.5, 0"
+    usual = "import agritransfer.hub.client as u; u.TIMEOUT, u.PATIENCE = 60.0, 300"
     said = client.run("publish", run, "--repo_id", "user/hangs", before=hurry)
     assert said["code"] == 4 and "to try again: python -m agritransfer" in said["err"]
     hub.faults.clear()

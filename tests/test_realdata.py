@@ -9,9 +9,9 @@ from conftest import ROOT
 from transformers import pipeline
 
 from agritransfer.__main__ import main
-from agritransfer.data import load_splits
-from agritransfer.duplicates import find_duplicates, thumbnail
-from agritransfer.pixels import decode_photo
+from agritransfer.data.dataset import load_splits
+from agritransfer.data.deduplication import find_duplicates, thumbnail
+from agritransfer.images.decoding import decode_photo
 from benchmarks.rice_copies import (
     accuracies,
     known_copies,

@@ -6,8 +6,8 @@ import shutil
 from transformers import TrainingArguments
 
 from agritransfer.arguments import DataArguments, FinetuneArguments, LoraArguments, ModelArguments, ScratchArguments
-from agritransfer.data import load_splits
-from agritransfer.resuming import MAY_DIFFER, model_mark, run_settings
+from agritransfer.data.dataset import load_splits
+from agritransfer.training.resume import MAY_DIFFER, model_mark, run_settings
 
 OURS = (DataArguments, ModelArguments, FinetuneArguments, LoraArguments, ScratchArguments)
 

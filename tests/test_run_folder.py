@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from agritransfer.models import load_classifier
-from agritransfer.results import interval_text, results_table
-from agritransfer.run_folder import _check_same
+from agritransfer.evaluation.results import interval_text, results_table
+from agritransfer.models.loading import load_classifier
+from agritransfer.training.saving import _check_same
 
 
 def test_a_saved_model_that_answers_otherwise_is_refused():

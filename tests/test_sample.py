@@ -10,8 +10,8 @@ from conftest import ROOT
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from agritransfer.comparison import compare, read_candidates
-from agritransfer.data import load_shift_photos, load_splits
+from agritransfer.data.dataset import load_shift_photos, load_splits
+from agritransfer.evaluation.comparison import compare, read_candidates
 
 SAMPLE = ROOT / "sample"
 CONDITIONS = ["angular_leaf_spot", "healthy", "mosaic", "rust"]
@@ -71,7 +71,7 @@ def test_the_demo_prints_one_table_in_which_transfer_beats_scratch():
     done = subprocess.run([sys.executable, SAMPLE / "demo.py"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     table = done.stdout[done.stdout.index("test macro F1 (95 %)") :]
-    for strategy in ("from scratch", "feature extraction", "fine-tuning", "LoRA"):
+    for strategy in ("training from scratch", "feature extraction", "fine-tuning", "LoRA"):
         assert table.count(f"\n{strategy} ") == 1
     assert "the fine-tuned model says" in table and "What to try next" in table
     compared = compare(

@@ -18,8 +18,10 @@ from test_pixels import PROCESSORS, noise
 from transformers import TimmWrapperImageProcessor
 
 import page
-from agritransfer.calibration import load_known, verdicts
-from agritransfer.pixels import decode_photo, normalization, photo_pixels, pixel_recipe
+from agritransfer.evaluation.novelty import load_known
+from agritransfer.evaluation.selective import verdicts
+from agritransfer.images.decoding import decode_photo
+from agritransfer.images.preprocessing import normalization, photo_pixels, pixel_recipe
 from classifier import Answer, Classifier, fastest_session
 from guard import names_an_address
 from photos import Photo, PhotoError, advice, model_pixels, read_photo, seen_part

@@ -68,9 +68,7 @@ def test_the_space_names_the_model_and_the_commit_that_was_checked(run, client, 
 
 
 def test_it_is_said_to_run_only_when_it_does(run, client, hub):
-    client.run(
-        "publish", "none", "--repo_id", "user/none", before="import agritransfer.space_publishing as s; s.POLL = 0.01"
-    )
+    client.run("publish", "none", "--repo_id", "user/none", before="import agritransfer.hub.space as s; s.POLL = 0.01")
     said = publish(client, run, "--space", "user/slow")
     assert "its Space runs after" in said["out"]
     space = hub.repositories["spaces", "user/slow"]

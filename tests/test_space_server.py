@@ -23,7 +23,7 @@ from PIL import Image
 from spaceapp import SAMPLE, SpaceApp, data_url, encoded, file_of
 
 import app
-from agritransfer.sources import read_source
+from agritransfer.data.sources import read_source
 
 EXAMPLES = sorted((SAMPLE / "examples").glob("*.jpg"))
 ANSWER, NOT_SURE, UNKNOWN = EXAMPLES[0], EXAMPLES[4], EXAMPLES[5]

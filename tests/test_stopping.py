@@ -12,10 +12,10 @@ import torch
 from test_training import arguments, differing, photos, scores_in_turn, trainer_of, vit, weights
 from transformers import TrainerCallback
 
-from agritransfer import training
-from agritransfer.checkpoints import fault_of
 from agritransfer.errors import DivergedError, Preempted, StorageError
-from agritransfer.stopping import ignore_signals, preemptible
+from agritransfer.training import trainer as training
+from agritransfer.training.checkpoints import fault_of
+from agritransfer.training.preemption import ignore_signals, preemptible
 
 
 class At(TrainerCallback):

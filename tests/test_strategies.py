@@ -24,19 +24,12 @@ from transformers import (
 )
 
 from agritransfer.errors import UsageError
-from agritransfer.models import find_head
-from agritransfer.pixels import build_augmentation
-from agritransfer.strategies import (
-    add_lora,
-    count_parameters,
-    find_blocks,
-    find_lora_targets,
-    layerwise_parameter_groups,
-    merge_lora,
-    train_layers,
-    trainable_line,
-)
-from agritransfer.training import ImageTrainer
+from agritransfer.images.augmentation import build_augmentation
+from agritransfer.models.freezing import train_layers, trainable_line
+from agritransfer.models.layer_decay import layerwise_parameter_groups
+from agritransfer.models.lora import add_lora, find_lora_targets, merge_lora
+from agritransfer.models.structure import count_parameters, find_blocks, find_head
+from agritransfer.training.trainer import ImageTrainer
 
 # peft 0.21 asks transformers 5.23 by an old name; pytest undoes the filter that strategies.py sets when imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

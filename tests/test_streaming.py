@@ -20,13 +20,14 @@ from test_scripts import EVERY_RUN, clean_environment, files_of
 from torch.utils.data import DataLoader
 from transformers import ViTImageProcessor
 
-from agritransfer.arguments import DataArguments, ModelArguments, ScratchArguments, parse_args
-from agritransfer.card import model_card
-from agritransfer.data import counts_table, load_splits
+from agritransfer.arguments import DataArguments, ModelArguments, ScratchArguments
+from agritransfer.data.dataset import counts_table, load_splits
+from agritransfer.data.streaming import StreamedPhotos, collate_stream
 from agritransfer.errors import DataError, UsageError
-from agritransfer.pixels import decode_photo
-from agritransfer.streaming import StreamedPhotos, collate_stream
-from agritransfer.training import class_weights
+from agritransfer.hub.model_card import model_card
+from agritransfer.images.decoding import decode_photo
+from agritransfer.runtime.command_line import parse_args
+from agritransfer.training.losses import class_weights
 
 PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32})
 STREAM = ("--streaming", "--use_cpu", "--per_device_train_batch_size", "8", "--num_train_epochs", "2")
@@ -120,7 +121,9 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_threads_decode_the_same(p
 def test_photos_come_as_bytes_and_are_decoded_once_by_us_and_not_at_all_where_passed_over(parquet, monkeypatch):
     decoded = []
     monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("datasets decoded a photo"))
-    monkeypatch.setattr("agritransfer.pixels.decode_photo", lambda *args: decoded.append(args) or decode_photo(*args))
+    monkeypatch.setattr(
+        "agritransfer.images.photo_dataset.decode_photo", lambda *args: decoded.append(args) or decode_photo(*args)
+    )
     photos, _ = share(parquet)
     whole = names(photos, 1)
     assert len(whole) == len(decoded) == 24 and all(isinstance(content, bytes) for content, *_ in decoded)

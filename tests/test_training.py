@@ -27,19 +27,16 @@ from transformers import (
 )
 
 from agritransfer.errors import DivergedError
-from agritransfer.evaluation import compute_metrics
-from agritransfer.pixels import build_augmentation, collate, photo_pixels
-from agritransfer.processes import physical_cores
-from agritransfer.strategies import add_lora, layerwise_parameter_groups
-from agritransfer.times import Times
-from agritransfer.training import (
-    ImageTrainer,
-    class_weights,
-    classification_loss,
-    load_strictly,
-    prepare_process,
-    say,
-)
+from agritransfer.evaluation.metrics import compute_metrics
+from agritransfer.images.augmentation import build_augmentation
+from agritransfer.images.photo_dataset import collate
+from agritransfer.images.preprocessing import photo_pixels
+from agritransfer.models.layer_decay import layerwise_parameter_groups
+from agritransfer.models.lora import add_lora
+from agritransfer.runtime.process import physical_cores, prepare_process, say
+from agritransfer.runtime.profiling import Times
+from agritransfer.training.losses import class_weights, classification_loss
+from agritransfer.training.trainer import ImageTrainer, load_strictly
 
 # peft 0.21 asks transformers 5.23 by an old name; pytest undoes the filter that strategies.py sets when imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

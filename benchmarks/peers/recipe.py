@@ -171,7 +171,7 @@ def main() -> None:
     )
     if ours.train_layers != "all":
         # Ours, so that the very same weights move; a user of the recipe would write a loop over names.
-        from agritransfer.strategies import train_layers
+        from agritransfer.models.freezing import train_layers
 
         train_layers(model, ours.train_layers)
     clock = Clock(started)

@@ -1,0 +1,157 @@
+"""Train the course's strategies on one split with one budget, and say which to use here and how sure that is.
+
+    python -m agritransfer compare photos --model_name_or_path facebook/dinov2-small --seeds 3 --budget_epochs 10
+    python -m agritransfer compare photos --model_name_or_path facebook/dinov2-small --shift_dataset_name field_photos
+    python -m agritransfer compare --runs runs/*
+
+Each run is a call of a training script, whose other flags may follow; a flag of one strategy, such as --lora_r, goes to
+that one. Stopped and started again, it keeps the finished runs. --runs trains nothing and compares what is there.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from agritransfer.errors import UsageError
+from agritransfer.strategies import STRATEGIES
+
+SCRIPTS = Path(__file__).parent.parent.parent
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this command."""
+    parser.add_argument("dataset", nargs="?", help="Hub id or folder, as --dataset_name of the training scripts")
+    parser.add_argument("--model_name_or_path", help="the pretrained model; not needed for --strategies scratch")
+    parser.add_argument("--strategies", nargs="+", choices=sorted(STRATEGIES), default=list(STRATEGIES), metavar="S")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each strategy; their spread is in the intervals")
+    parser.add_argument("--budget_epochs", type=int, default=10, help="passes over the photos; a solved head takes one")
+    parser.add_argument("--shift_dataset_name", help="a second test set with the same labels, such as field photos")
+    parser.add_argument("--source_dataset_name", help="photos of the backbone's source task, to measure forgetting by")
+    parser.add_argument("--output_dir", type=Path, help="where runs and report go; runs/compare-DATASET by default")
+    parser.add_argument("--runs", nargs="+", type=Path, help="finished runs to compare, in place of training any")
+
+
+def run(arguments: argparse.Namespace, training_flags: list[str]) -> int:
+    """Train what is missing, compare, write the report, print table and advice; returns the exit code."""
+    _check(arguments, training_flags)
+    if arguments.runs is not None:
+        folders, output = _finished(arguments.runs), arguments.output_dir or Path("runs/comparison")
+    else:
+        output = arguments.output_dir or Path(f"runs/compare-{Path(arguments.dataset).name}")
+        folders, code = _train(arguments, training_flags, output)
+        if code:
+            return code
+    from agritransfer.data.dataset import load_splits
+    from agritransfer.evaluation.comparison import compare, measure_forgetting, read_candidates, recommendation
+    from agritransfer.evaluation.report import comparison_table, write_report
+
+    candidates = read_candidates(folders)
+    comparison = compare(candidates)
+    if arguments.source_dataset_name is not None:
+        comparison["forgetting"] = measure_forgetting(candidates, load_splits(arguments.source_dataset_name))
+    write_report(output, comparison)
+    print(f"\n{comparison_table(comparison)}\n\n{recommendation(comparison)}\n\nwritten to {output}: report.html")
+    return 0
+
+
+def _check(arguments: argparse.Namespace, training_flags: list[str]) -> None:
+    if (arguments.runs is None) == (arguments.dataset is None):
+        raise UsageError("give either a data set to train on, or --runs with finished runs")
+    if arguments.runs is not None and training_flags:
+        raise UsageError(f"unknown flag {training_flags[0]}; --runs trains nothing, so no training flag fits")
+    if (
+        arguments.dataset is not None
+        and arguments.model_name_or_path is None
+        and any(STRATEGIES[name].pretrained for name in arguments.strategies)
+    ):
+        raise UsageError("--model_name_or_path is missing; try --model_name_or_path sample/vit")
+    for name in ("seeds", "budget_epochs"):
+        if (value := getattr(arguments, name)) < 1:
+            raise UsageError(f"--{name} begins at 1; found {value}")
+    for flag in ("--seed", "--num_train_epochs", "--train_layers", "--restart"):
+        if flag in training_flags:
+            raise UsageError(f"{flag} is set by compare itself; see --seeds, --budget_epochs and --strategies")
+
+
+def _finished(folders: list[Path]) -> list[Path]:
+    finished = [folder for folder in folders if (folder / "results.json").is_file()]
+    if not finished:
+        raise UsageError(f"no finished run in --runs {folders[0]}; a finished run holds results.json")
+    if others := [str(folder) for folder in folders if folder not in finished]:
+        print(f"left out, no finished runs: {', '.join(others)}")
+    return finished
+
+
+def _train(arguments: argparse.Namespace, training_flags: list[str], output: Path) -> tuple[list[Path], int]:
+    """Run what is not finished yet; gives the folders of all runs, and the exit code of one that failed, or 0."""
+    # All strategies of a seed before the next one, so that a stopped comparison is an even one.
+    planned = [(strategy, seed) for seed in range(arguments.seeds) for strategy in dict.fromkeys(arguments.strategies)]
+    folders = [output / f"{strategy}-seed{seed}" for strategy, seed in planned]
+    output.mkdir(parents=True, exist_ok=True)
+    for number, ((strategy, seed), folder) in enumerate(zip(planned, folders, strict=True), start=1):
+        command = _command(arguments, strategy, seed, folder, training_flags)
+        if (folder / "results.json").is_file():
+            _check_same_command(folder, command)
+            print(f"{number}/{len(planned)} {folder.name}: finished before, kept", flush=True)
+            continue
+        print(f"{number}/{len(planned)} {folder.name}: {shlex.join(['python', *command])}", flush=True)
+        code = _run_script(command + (["--restart"] if folder.exists() else []), output / f"{folder.name}.log")
+        if code:
+            return folders, code
+        print(f"    {_outcome(folder)}", flush=True)
+    return folders, 0
+
+
+def _command(
+    arguments: argparse.Namespace, strategy: str, seed: int, folder: Path, training_flags: list[str]
+) -> list[str]:
+    chosen = STRATEGIES[strategy]
+    command = [chosen.script, "--dataset_name", arguments.dataset]
+    if chosen.pretrained:
+        command += ["--model_name_or_path", arguments.model_name_or_path]
+    command += chosen.flags
+    if arguments.shift_dataset_name is not None:
+        command += ["--shift_dataset_name", arguments.shift_dataset_name]
+    command += ["--num_train_epochs", str(arguments.budget_epochs), "--seed", str(seed), "--output_dir", str(folder)]
+    return command + _flags_for(strategy, training_flags)
+
+
+def _flags_for(strategy: str, training_flags: list[str]) -> list[str]:
+    """The flags that this strategy's script knows: all but those that are another strategy's own."""
+    own = {name for other in STRATEGIES.values() for name in other.arguments.__dataclass_fields__}
+    foreign = own - set(STRATEGIES[strategy].arguments.__dataclass_fields__)
+    kept, keeping = [], True
+    for word in training_flags:
+        if word.startswith("--"):
+            keeping = word[2:].split("=")[0] not in foreign
+        kept += [word] if keeping else []
+    return kept
+
+
+def _check_same_command(folder: Path, command: list[str]) -> None:
+    done = json.loads((folder / "results.json").read_text(encoding="utf-8"))["command"]
+    if [word for word in shlex.split(done)[1:] if word != "--restart"] != command:
+        raise UsageError(f"{folder} holds a run with other flags; choose another --output_dir, or remove that folder")
+
+
+def _run_script(command: list[str], log: Path) -> int:
+    """Run a training script, what it prints in a file of its own; of a failure the last line is repeated."""
+    with log.open("w", encoding="utf-8") as file:
+        script = [sys.executable, str(SCRIPTS / command[0]), *command[1:]]
+        code = subprocess.run(script, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        last = (log.read_text(encoding="utf-8").strip() or "it printed nothing").splitlines()[-1]
+        print(f"agritransfer compare: error: {last} (all of it: {log})", file=sys.stderr)
+    return code
+
+
+def _outcome(folder: Path) -> str:
+    from agritransfer.evaluation.results import interval_text, read_results
+
+    results = read_results(folder)
+    field = f", field {interval_text(results['shift'], 'macro_f1')}" if results["shift"] else ""
+    seconds = results["training"]["seconds"]
+    return f"macro F1: test {interval_text(results['test'], 'macro_f1')}{field}; {seconds:.0f} s"

@@ -1,1 +1,0 @@
-"""The commands of `python -m agritransfer`, one a file; what they do is done by the files above them."""

@@ -1,0 +1,396 @@
+"""Which photos, which labels, which split?
+
+Photos that are the same are a group, and no cut divides a group. Where the data came split, a train photo that is also
+in validation or test is dropped, kept or stops the run.
+"""
+
+import csv
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import datasets
+from transformers import BaseImageProcessor
+
+from agritransfer.arguments import DataArguments
+from agritransfer.data.audit import Examination, class_faults, examine, photo_warnings, same_photos
+from agritransfer.data.deduplication import connect
+from agritransfer.data.file_checks import Inspection
+from agritransfer.data.leakage import find_leaks, stop_if_leaked
+from agritransfer.data.readers.source import Photo
+from agritransfer.data.readers.table import read_table
+from agritransfer.data.sources import read_source
+from agritransfer.data.splitting import cut_splits, draw_samples
+from agritransfer.data.streaming import StreamedPhotos, TrainStream, open_stream
+from agritransfer.errors import DataError, UsageError
+from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset, WholePhotos, training_pixels
+from agritransfer.images.pixel_cache import PixelStore
+from agritransfer.runtime.process import say
+
+SPLITS = ("train", "validation", "test")
+# So many leaked photos are named; all are counted.
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The photos of a run, every one decoded once; `found` counts what the data set holds, `photos` is what is used.
+
+    `inspections` has what the audit saw of each of `photos`; `leaked` tells of each photo that is also in a split that
+    is scored later, where it is, and `leaks_dropped` whether those were left out. With a `stream` the train photos come
+    from there and are none of these.
+    """
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    labels: list[str]
+    images: datasets.Dataset
+    photos: list[Photo]
+    inspections: list[Inspection]
+    found: list[Photo]
+    method: Literal["official", "stratified", "group"]
+    seed: int | None
+    broken: dict[str, str]
+    left_out: tuple[str, ...]
+    leaked: dict[str, str]
+    leaks_dropped: bool
+    warnings: tuple[str, ...]
+    stream: TrainStream | None = None
+
+    def of(self, split: str) -> list[Photo]:
+        """The photos of one split."""
+        return [photo for photo in self.photos if photo.split == split]
+
+    def label_indices(self, split: str) -> list[int]:
+        """The label of each photo of one split, as its place in `labels`."""
+        return [self.labels.index(photo.label) for photo in self.of(split)]
+
+    def label_counts(self, split: str) -> dict[str, int] | None:
+        """How many photos of each label a split holds; None for train shards that do not tell."""
+        if split == "train" and self.stream:
+            return self.stream.counts
+        count = Counter(photo.label for photo in self.of(split))
+        return {label: count[label] for label in self.labels}
+
+    def dataset(
+        self, split: str, processor: BaseImageProcessor, store: PixelStore | None = None
+    ) -> PhotoDataset | StreamedPhotos:
+        """The photos of one split as they are scored, kept in the store where one is given."""
+        return self._items(split, EvaluationPixels(processor), store)
+
+    def training_photos(
+        self, processor: BaseImageProcessor, augmentation: str, store: PixelStore
+    ) -> PhotoDataset | StreamedPhotos:
+        """The photos to train on, as this augmentation wants them."""
+        return self._items("train", training_pixels(processor, augmentation), store)
+
+    def _items(
+        self, split: str, pixels: EvaluationPixels | WholePhotos, store: PixelStore | None
+    ) -> PhotoDataset | StreamedPhotos:
+        if split == "train" and self.stream:
+            # Never stored: what no disk holds has no room in a store either.
+            return StreamedPhotos(self.stream, pixels)
+        photos = self.of(split)
+        rows, files = [photo.row for photo in photos], [photo.file for photo in photos]
+        items = PhotoDataset(self.images, rows, self.label_indices(split), files, pixels)
+        if store is None:
+            return items
+        seen = [
+            inspection for photo, inspection in zip(self.photos, self.inspections, strict=True) if photo.split == split
+        ]
+        return store.keep(items, [each.digest for each in seen], [each.size for each in seen])
+
+
+def load_photos(data_args: DataArguments) -> tuple[Splits, Splits | None]:
+    """The photos that these flags ask for: the splits, and the second test set or None; prints what was found.
+
+    Raises `UsageError` when there is no such dataset and `DataError` when it cannot be trained on.
+    """
+    splits = load_splits(data_args.dataset_name, **data_args.split_options())
+    splits, shift = load_shift_photos(data_args.shift_dataset_name, splits, **data_args.shift_options())
+    say(*map(counts_table, filter(None, [splits, shift])))
+    return splits, shift
+
+
+def load_splits(
+    dataset_name: str,
+    *,
+    revision: str | None = None,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    group_column_name: str | None = None,
+    group_pattern: str | None = None,
+    validation_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    split_seed: int = 0,
+    splits_file: str | None = None,
+    on_broken: Literal["stop", "skip"] = "stop",
+    on_leakage: Literal["drop", "keep", "stop"] = "drop",
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    streaming: bool = False,
+    shuffle_buffer: int = 1000,
+) -> Splits:
+    """Find the photos, audit every one of them once, and give each a label and a split.
+
+    With `streaming` this is so of the data's own validation and test; its train photos stay where they are.
+    Raises `UsageError` when there is no such data set and `DataError` when it cannot be trained on.
+    """
+    columns = {"image_column": image_column_name, "label_column": label_column_name}
+    if streaming:
+        source, stream = open_stream(
+            dataset_name, revision=revision, **columns, on_broken=on_broken, shuffle_buffer=shuffle_buffer
+        )
+    else:
+        groups = {"group_column": group_column_name, "group_pattern": group_pattern}
+        source, stream = read_source(dataset_name, revision=revision, **columns, **groups), None
+    if faults := class_faults(source):
+        raise DataError(faults[0])
+    found, left_out = source.photos, source.left_out
+    if splits_file is not None:
+        found, without_split = _apply_splits_file(found, Path(splits_file))
+        left_out += without_split
+    examination = examine(source.images, found, dataset_name)
+    _stop_if_broken(examination, on_broken)
+    grouped = _merge_groups(examination)
+    leaked = find_leaks(examination, on_leakage)
+    method, seed, present = "official", None, {photo.split for photo in found}
+    if missing := [split for split in SPLITS if split not in present and not stream]:
+        fractions = {"validation": validation_fraction, "test": test_fraction}
+        fractions = {split: fractions[split] for split in missing if split in fractions}
+        grouped = cut_splits(grouped, fractions, split_seed)
+        method, seed = ("group" if any(photo.group for photo in grouped) else "stratified"), split_seed
+    unfit = set(examination.broken) | (set(leaked) if on_leakage == "drop" else set())
+    limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
+    photos = draw_samples([photo for photo in grouped if photo.file not in unfit], limits, split_seed)
+    _check_classes(photos, source.labels, stream)
+    inspections = _inspections_of(photos, examination)
+    return Splits(
+        name=dataset_name,
+        revision=source.revision,
+        fingerprint=_fingerprint(photos, inspections, stream),
+        labels=source.labels,
+        images=source.images,
+        photos=photos,
+        inspections=inspections,
+        found=grouped,
+        method=method,
+        seed=seed,
+        broken=examination.broken,
+        left_out=left_out,
+        leaked=leaked,
+        leaks_dropped=on_leakage == "drop",
+        warnings=(*photo_warnings(examination), *_group_warnings(examination, missing)),
+        stream=stream,
+    )
+
+
+def load_shift_photos(
+    dataset_name: str | None,
+    splits: Splits,
+    *,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    on_broken: Literal["stop", "skip"] = "stop",
+    on_leakage: Literal["drop", "keep", "stop"] = "drop",
+    max_eval_samples: int | None = None,
+) -> tuple[Splits, Splits | None]:
+    """A second test set, its labels aligned by name with the trained ones; a split set gives its test only.
+
+    Returns `splits` without the train and validation photos that the second set holds too, and the second set; without
+    a name `splits` as they are, and None.
+    """
+    if dataset_name is None:
+        return splits, None
+    source = read_source(dataset_name, image_column=image_column_name, label_column=label_column_name)
+    if unknown := sorted(set(source.labels) - set(splits.labels)):
+        raise DataError(f"'{dataset_name}' has labels that are not trained: {unknown}; trained are {splits.labels}")
+    has_test = any(photo.split == "test" for photo in source.photos)
+    found = [replace(photo, split="shift") for photo in source.photos if photo.split == "test" or not has_test]
+    examination = examine(source.images, found, dataset_name)
+    _stop_if_broken(examination, on_broken)
+    found = _merge_groups(examination)
+    photos = [photo for photo in found if photo.file not in examination.broken]
+    photos = draw_samples(photos, {"shift": max_eval_samples}, seed=0)
+    inspections = _inspections_of(photos, examination)
+    shift = Splits(
+        name=dataset_name,
+        revision=source.revision,
+        fingerprint=_fingerprint(photos, inspections),
+        labels=splits.labels,
+        images=source.images,
+        photos=photos,
+        inspections=inspections,
+        found=found,
+        method="official",
+        seed=None,
+        broken=examination.broken,
+        left_out=source.left_out,
+        leaked={},
+        leaks_dropped=False,
+        warnings=tuple(photo_warnings(examination)),
+    )
+    return _without_shift_leaks(splits, shift, on_leakage), shift
+
+
+def _merge_groups(examination: Examination) -> list[Photo]:
+    """The photos, each with its group: those of a given group and those that are the same belong together."""
+    photos = examination.photos
+    given = defaultdict(list)
+    for place, photo in enumerate(photos):
+        if photo.group:
+            given[photo.group].append(place)
+    pairs = [(group[0], place) for group in [*given.values(), *examination.duplicates] for place in group[1:]]
+    merged = list(photos)
+    for group in connect(len(photos), pairs):
+        names = sorted({photos[place].group for place in group} - {""})
+        name = " + ".join(names) or f"same as {photos[group[0]].file}"
+        for place in group:
+            merged[place] = replace(photos[place], group=name)
+    return merged
+
+
+def _without_shift_leaks(splits: Splits, shift: Splits, on_leakage: Literal["drop", "keep", "stop"]) -> Splits:
+    leaked = {}
+    first_of_shift = len(splits.photos)
+    for group in same_photos([*splits.inspections, *shift.inspections]):
+        if group[-1] >= first_of_shift:
+            twin = shift.photos[group[-1] - first_of_shift]
+            early = [splits.photos[place] for place in group if place < first_of_shift]
+            where = f"is also in {shift.name} as {twin.file}"
+            leaked |= {photo.file: where for photo in early if photo.split != "test"}
+    if not leaked:
+        return splits
+    stop_if_leaked(leaked, on_leakage)
+    kept = [place for place, photo in enumerate(splits.photos) if photo.file not in leaked or on_leakage == "keep"]
+    photos, inspections = [splits.photos[place] for place in kept], [splits.inspections[place] for place in kept]
+    if not splits.stream and not any(photo.split == "train" for photo in photos):
+        raise DataError(f"all train photos are also in '{shift.name}'; give other photos to --shift_dataset_name")
+    _check_classes(photos, splits.labels, splits.stream)
+    return replace(
+        splits,
+        photos=photos,
+        inspections=inspections,
+        fingerprint=_fingerprint(photos, inspections, splits.stream),
+        leaked=splits.leaked | leaked,
+    )
+
+
+def _stop_if_broken(examination: Examination, on_broken: Literal["stop", "skip"]) -> None:
+    broken = examination.broken
+    if len(broken) == len(examination.photos):
+        raise DataError(f"none of the {len(broken)} photos can be decoded, such as {_named(broken, 1)}; mend them")
+    if broken and on_broken == "stop":
+        raise DataError(
+            f"{len(broken)} photos cannot be decoded: {_named(broken, 10)}; mend them or add --on_broken skip"
+        )
+
+
+def _named(broken: dict[str, str], most: int) -> str:
+    return "; ".join(f"{file} ({reason})" for file, reason in list(broken.items())[:most])
+
+
+def _group_warnings(examination: Examination, missing: Sequence[str]) -> list[str]:
+    warnings = []
+    if copies := examination.duplicates:
+        photos, groups = sum(map(len, copies)), len(copies)
+        warnings.append(f"{photos} photos are copies of each other, in {groups} groups; each group counts as one case")
+    if conflicts := examination.groups_where("label"):
+        named = " and ".join(f"{photo.file}" for photo in conflicts[0][:2])
+        warnings.append(f"{len(conflicts)} groups of equal photos have different labels, such as {named}")
+    splits_of = defaultdict(set)
+    for photo in examination.photos:
+        if photo.group and photo.split:
+            splits_of[photo.group].add(photo.split)
+    if divided := sorted(group for group, splits in splits_of.items() if len(splits) > 1):
+        warnings.append(
+            f"{len(divided)} given groups lie in several of the data's own splits, such as '{divided[0]}'; "
+            "scores may be too high"
+        )
+    return warnings
+
+
+def _inspections_of(photos: list[Photo], examination: Examination) -> list[Inspection]:
+    of_file = dict(zip((photo.file for photo in examination.photos), examination.inspections, strict=True))
+    return [of_file[photo.file] for photo in photos]
+
+
+def _fingerprint(photos: list[Photo], inspections: list[Inspection], stream: TrainStream | None = None) -> str:
+    seen = zip(photos, inspections, strict=True)
+    lines = sorted(f"{photo.label} {inspection.digest}" for photo, inspection in seen)
+    lines += [stream.fingerprint] if stream else []
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_splits_file(path: Path, splits: Splits) -> None:
+    """Write which file went where; `--splits_file` takes it back."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "split", "group"])
+        writer.writerows([photo.file, photo.label, photo.split, photo.group] for photo in splits.photos)
+
+
+def counts_table(splits: Splits) -> str:
+    """Files found and used per split and class, and every file that is not used, by name."""
+    used = Counter((photo.split, photo.label) for photo in splits.photos)
+    found = Counter((photo.split, photo.label) for photo in splits.found)
+    names = [split for split in (*SPLITS, "shift") if any(photo.split == split for photo in splits.found)]
+    if splits.stream:
+        names.insert(0, "train")
+    streamed = splits.stream and splits.stream.counts
+    width = max(len(label) for label in [*splits.labels, "class"])
+    lines = [f"{splits.name}: photos used / found", " " * width + "".join(f"{name:>14}" for name in names)]
+    for label in splits.labels:
+        cells = [f"{used[name, label]} / {found[name, label]}" for name in names]
+        if splits.stream:
+            # Counted, if at all: shards of WebDataset do not tell what they hold.
+            cells[0] = f"{streamed[label]}" if streamed else "?"
+        lines.append(label.ljust(width) + "".join(f"{cell:>14}" for cell in cells))
+    lines += [f"left out, broken: {file} ({reason})" for file, reason in splits.broken.items()]
+    lines += [f"left out: {reason}" for reason in splits.left_out]
+    verb = "left out, leaked" if splits.leaks_dropped else "kept, though leaked"
+    lines += [f"{verb}: {file} {where}" for file, where in list(splits.leaked.items())[:SHOWN]]
+    if more := len(splits.leaked) - SHOWN:
+        lines += [f"... and {more} more leaked photos"] if more > 0 else []
+    unfit = set(splits.broken) | (set(splits.leaked) if splits.leaks_dropped else set())
+    if drawn := len(splits.found) - len(splits.photos) - len(unfit):
+        lines.append(f"left out: {drawn} photos over --max_train_samples or --max_eval_samples")
+    lines += [f"note: {warning}" for warning in splits.warnings]
+    if splits.stream:
+        lines.append(
+            "note: the train photos are streamed: copies of them in validation or test (leakage) are not looked for, "
+            "and broken ones are found only as they come"
+        )
+    return "\n".join(lines)
+
+
+def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tuple[str, ...]]:
+    if not path.is_file():
+        raise UsageError(f"no splits file at '{path}'; a finished run has one, such as runs/NAME/splits.csv")
+    split_of = {row["file"]: row["split"] for row in read_table(path, ["file", "split"])}
+    if unknown := sorted(set(split_of.values()) - set(SPLITS), key=str):
+        raise DataError(f"'{path}' has the splits {unknown}; allowed are train, validation and test")
+    known = {photo.file for photo in photos}
+    if absent := [file for file in split_of if file not in known]:
+        raise DataError(f"'{path}' names {len(absent)} photos that the data set lacks, such as '{absent[0]}'")
+    kept = [replace(photo, split=split_of[photo.file]) for photo in photos if photo.file in split_of]
+    return kept, tuple(f"{photo.file} (not in {path.name})" for photo in photos if photo.file not in split_of)
+
+
+def _check_classes(photos: list[Photo], labels: list[str], stream: TrainStream | None) -> None:
+    count = Counter((photo.split, photo.label) for photo in photos)
+    if stream:
+        # Where the shards do not tell, the labels are those of validation and test.
+        in_train = stream.counts or dict.fromkeys(labels, 1)
+        count.update({("train", label): number for label, number in in_train.items()})
+    for split in SPLITS:
+        if not any(count[split, label] for label in labels):
+            raise DataError(f"the {split} split holds no photos; add some or leave the split out, so that it is cut")
+    if untrained := [label for label in labels if not count["train", label]]:
+        raise DataError(
+            f"classes without a train photo: {untrained}; add photos, remove these classes or raise --max_train_samples"
+        )

@@ -1,0 +1,1 @@
+"""What does each kind of source hold? One file a kind."""

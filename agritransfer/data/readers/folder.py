@@ -1,0 +1,81 @@
+"""Which photos and labels does a folder hold?
+
+Folders are listed and labelled here, not by `datasets.load_dataset("imagefolder")`, which guesses splits from any word
+of a path and merges `Tomato/healthy` with `Corn/healthy`.
+"""
+
+import os
+from pathlib import Path
+
+import datasets
+
+from agritransfer.data.readers.source import PHOTO_SUFFIXES, SPLIT_NAMES, Photo, Source
+from agritransfer.data.readers.table import rows_of_metadata
+from agritransfer.errors import DataError, UsageError
+
+
+def read_folder(folder: Path, group_column: str | None) -> Source:
+    """The photos of a folder, labelled by its class folders or by its metadata.csv; raises `DataError` without any."""
+    # Path.rglob would pass over class folders that are links, which they often are on a cluster.
+    walked = list(os.walk(folder, followlinks=True))
+    files = sorted(Path(parent, file) for parent, _, files in walked for file in files)
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    pictures = {name: path for name, path in names.items() if _is_photo(name)}
+    if not pictures:
+        raise DataError(f"'{folder}' holds no photos; it needs class folders such as {folder}/healthy/leaf.jpg")
+    if "metadata.csv" in names:
+        rows, without_row = rows_of_metadata(names["metadata.csv"], pictures, group_column)
+        empty = []
+    elif group_column is not None:
+        raise UsageError(f"'{folder}' has no metadata.csv to hold --group_column_name; use --group_pattern")
+    else:
+        rows, without_row = _rows_of_folders(folder, pictures), []
+        empty = [
+            Path(parent).relative_to(folder).as_posix() for parent, folders, files in walked if not folders + files
+        ]
+    others = [
+        name for name in names if name not in pictures and name != "metadata.csv" and not name.startswith(".git/")
+    ]
+    left_out = [f"{name} (not in metadata.csv)" for name in without_row] + [f"{name} (not a photo)" for name in others]
+    images = [{"path": str(pictures[row["file"]]), "bytes": None} for row in rows]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    return Source(
+        datasets.Dataset.from_dict({"image": images}, features=features),
+        [Photo(row=i, **row) for i, row in enumerate(rows)],
+        sorted({row["label"] for row in rows}),
+        left_out=tuple(left_out),
+        empty_classes=_classes_without_photos(empty, {row["label"] for row in rows}),
+    )
+
+
+def _classes_without_photos(empty_folders: list[str], labels: set[str]) -> tuple[str, ...]:
+    # A class that lacks photos in one split only is not without photos; a split folder is no class.
+    classes = {name.split("/", 1)[-1] if name.split("/")[0].lower() in SPLIT_NAMES else name for name in empty_folders}
+    return tuple(sorted(name for name in classes - labels if name.lower() not in SPLIT_NAMES and name[0] != "."))
+
+
+def _is_photo(name: str) -> bool:
+    # Finder leaves ._leaf.jpg files that hold no picture, Jupyter leaves copies in .ipynb_checkpoints.
+    return Path(name).suffix.lower() in PHOTO_SUFFIXES and not any(part.startswith(".") for part in name.split("/"))
+
+
+def _rows_of_folders(folder: Path, pictures: dict[str, Path]) -> list[dict[str, str]]:
+    tops = {name.split("/")[0] for name in pictures if "/" in name}
+    split_of = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
+    # A class may be called `test`; only where every folder is a split are they splits.
+    others = sorted(tops - set(split_of))
+    if others and len(set(split_of.values())) > 1:
+        raise DataError(f"'{folder}' has the splits {sorted(split_of)} beside other folders: {others}; move those out")
+    if others:
+        split_of = {}
+    if len(set(split_of.values())) < len(split_of):
+        raise DataError(f"'{folder}' has two folders for one split: {sorted(split_of)}; merge or rename them")
+    rows = []
+    for name in pictures:
+        parts = name.split("/")
+        split = split_of.get(parts[0], "")
+        label = "/".join(parts[1:-1] if split else parts[:-1])
+        if not label:
+            raise DataError(f"'{name}' lies outside of any class folder; move it to {folder}/CLASS/")
+        rows.append({"file": name, "label": label, "split": split})
+    return rows

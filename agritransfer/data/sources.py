@@ -1,0 +1,55 @@
+"""Which reader reads this dataset?"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from agritransfer.data.readers.folder import read_folder
+from agritransfer.data.readers.hub import HUB_ID, read_hub
+from agritransfer.data.readers.source import PICKLE_SUFFIXES, Photo, Source
+from agritransfer.errors import DataError, UsageError
+
+
+def read_source(
+    name: str,
+    *,
+    revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    group_pattern: str | None = None,
+) -> Source:
+    """List the photos and labels of a folder or of a Hub data set.
+
+    Raises `UsageError` when there is none of that name and `DataError` when it cannot be read safely.
+    """
+    source = _read(name, revision, image_column, label_column, group_column)
+    if group_pattern is None:
+        return source
+    return replace(source, photos=_group_by_pattern(source.photos, group_pattern))
+
+
+def _group_by_pattern(photos: list[Photo], group_pattern: str) -> list[Photo]:
+    try:
+        pattern = re.compile(group_pattern)
+    except re.error as error:
+        raise UsageError(f"--group_pattern '{group_pattern}' is no regular expression: {error}") from error
+    found = [pattern.search(photo.file) for photo in photos]
+    if not any(found):
+        raise UsageError(f"--group_pattern '{group_pattern}' matches no photo, such as '{photos[0].file}'")
+    # What stands in the pattern's parentheses names the group; without them all that it matched does.
+    names = [match and (match.group(1) if pattern.groups else match.group()) for match in found]
+    return [replace(photo, group=name or photo.group) for photo, name in zip(photos, names, strict=True)]
+
+
+def _read(
+    name: str, revision: str | None, image_column: str | None, label_column: str | None, group_column: str | None
+) -> Source:
+    folder = Path(name)
+    if folder.is_dir():
+        return read_folder(folder, group_column)
+    if folder.suffix.lower() in PICKLE_SUFFIXES:
+        raise DataError(f"'{name}' is a pickle, which can run code when it is read; use a folder of photos or parquet")
+    if folder.exists() or not HUB_ID.fullmatch(name):
+        raise UsageError(f"'{name}' is neither a folder nor a Hub id such as user/photos; try sample/leaves")
+    return read_hub(name, revision, image_column, label_column, group_column)

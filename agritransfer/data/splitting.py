@@ -1,0 +1,81 @@
+"""Who goes into the splits that the data lacks? Stratified, seeded, and without dividing a group."""
+
+import random
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+from agritransfer.data.readers.source import Photo
+from agritransfer.errors import DataError, UsageError
+
+
+def cut_splits(photos: list[Photo], fractions: dict[str, float], seed: int) -> list[Photo]:
+    """Move a stratified, seeded share of the train photos to each split that the data lacks."""
+    if any(fraction <= 0 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
+        named = " and ".join(f"--{split}_fraction {fraction}" for split, fraction in fractions.items())
+        raise UsageError(f"{named} cannot be cut; each is above 0, together they are below 1")
+    photos = [replace(photo, split=photo.split or "train") for photo in photos]
+    if all(photo.split != "train" for photo in photos):
+        raise DataError("the train split holds no photos; add some, or give the photos without any split")
+    for split, fraction in fractions.items():
+        # A share of all the photos that are to be cut, not of what an earlier cut left over.
+        train = [i for i, photo in enumerate(photos) if photo.split == "train"]
+        pool = sum(photo.split == "train" or photo.split in fractions for photo in photos)
+        for i in _cut(photos, train, fraction * pool / len(train), seed, split):
+            photos[i] = replace(photos[i], split=split)
+    return photos
+
+
+def _cut(photos: list[Photo], train: list[int], share: float, seed: int, split: str) -> list[int]:
+    """Choose about this share of every class, whole groups only; at least one photo of each where that leaves some."""
+    count = Counter(photos[i].label for i in train)
+    if small := {label: n for label, n in sorted(count.items()) if n < 2}:
+        raise DataError(f"too few photos to cut a {split} split from: {small}; add photos or remove these classes")
+    target = {label: max(1, min(n - 1, round(share * n))) for label, n in count.items()}
+    taken, cut = Counter(), []
+    units = _units(photos, train, seed, split)
+
+    def gain(unit: list[int]) -> float:
+        """How much nearer to the targets the unit brings; minus infinity where a class would be left without any."""
+        added = Counter(photos[i].label for i in unit)
+        if any(taken[label] + n >= count[label] for label, n in added.items()):
+            return float("-inf")
+        misses = ((taken[label] - target[label], n, count[label]) for label, n in added.items())
+        return sum((miss**2 - (miss + n) ** 2) / of_class for miss, n, of_class in misses)
+
+    for unit in units:
+        if gain(unit) > 0:
+            taken.update(photos[i].label for i in unit)
+            cut += unit
+    if not cut and gain(best := max(units, key=gain)) > float("-inf"):
+        cut = best
+    if not cut:
+        raise DataError(
+            f"{len(units)} groups of {len(train)} photos are too few to cut a {split} split from; give a split column"
+        )
+    return cut
+
+
+def _units(photos: list[Photo], train: list[int], seed: int, split: str) -> list[list[int]]:
+    """The train photos by group, in random order, the large groups first since they are hard to fit in later."""
+    members = defaultdict(list)
+    for i in train:
+        # A photo without a group is a group of its own.
+        members[photos[i].group or f"photo {i}"].append(i)
+    of_class = defaultdict(list)
+    for unit in members.values():
+        of_class[photos[unit[0]].label].append(unit)
+    shuffle = random.Random(f"{seed} {split}")
+    units = [unit for label in sorted(of_class) for unit in shuffle.sample(of_class[label], len(of_class[label]))]
+    return sorted(units, key=len, reverse=True)
+
+
+def draw_samples(photos: list[Photo], limits: dict[str, int | None], seed: int) -> list[Photo]:
+    """At most so many photos of each split, drawn with the seed; None is no limit."""
+    kept = set()
+    for split in {photo.split for photo in photos}:
+        members = [photo.row for photo in photos if photo.split == split]
+        limit = limits[split]
+        if limit is not None and limit < 1:
+            raise UsageError(f"--max_train_samples and --max_eval_samples begin at 1; found {limit}")
+        kept |= set(members if limit is None else random.Random(seed).sample(members, min(limit, len(members))))
+    return [photo for photo in photos if photo.row in kept]

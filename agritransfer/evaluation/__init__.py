@@ -1,0 +1,11 @@
+"""How good is a model, how sure is that, where does it fail, and which one is better?"""
+
+import lazy_loader
+
+# Loaded when first used, so that a command pays for what it needs and --help answers at once.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "metrics": ["compute_metrics"],
+    },
+)

@@ -1,0 +1,40 @@
+"""Do the probabilities hold?"""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+BINS = 15
+
+
+def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
+    """What the logits are divided by so that probabilities hold (Guo et al. 2017), by maximum likelihood.
+
+    The truth counts as 1 - 1 / (n + 2), as in Platt's scaling, so that no sample of n right answers makes it certain.
+    """
+    classes, doubt = logits.shape[1], 1 / (len(truth) + 2)
+    target = np.full(logits.shape, doubt / (classes - 1))
+    target[np.arange(len(truth)), truth] = 1 - doubt
+
+    def loss(log_temperature: float) -> float:
+        return -(target * log_softmax(logits / np.exp(log_temperature), axis=1)).sum(axis=1).mean()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+
+def calibrated_probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities of shape (photos, classes)."""
+    return softmax(logits.astype(np.float64) / temperature, axis=1)
+
+
+def confidence_bins(probabilities: np.ndarray, truth: np.ndarray) -> list[tuple[float, float, int]]:
+    """Mean confidence, accuracy and number of photos in each of 15 equal bins of confidence that holds any."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    members = [bins == number for number in range(BINS)]
+    return [(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in members if m.any()]
+
+
+def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    """The mean gap between confidence and accuracy over the bins, weighted by their photos (Naeini et al. 2015)."""
+    return float(sum(n * abs(sure - right) for sure, right, n in confidence_bins(probabilities, truth)) / len(truth))

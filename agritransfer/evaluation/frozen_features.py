@@ -1,0 +1,81 @@
+"""What does a simple classifier make of the features of a frozen network?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.preprocessing import StandardScaler
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from agritransfer.data.dataset import Splits
+from agritransfer.evaluation.inference import predict
+
+NEIGHBOURS = 5
+# Inverse strengths of the penalty on standardised features that the cross-validation chooses from.
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
+FOLDS = 5
+
+
+def knn_answers(features: np.ndarray, known_features: np.ndarray, known_labels: np.ndarray) -> np.ndarray:
+    """The label of most of the 5 known photos at the smallest angle, each vote weighted by its cosine: (photos,)."""
+    unit, known = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (features, known_features))
+    similarity = unit @ known.T
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
+    votes = np.zeros((len(features), int(known_labels.max()) + 1))
+    for column in nearest.T:
+        np.add.at(votes, (np.arange(len(votes)), known_labels[column]), similarity[np.arange(len(votes)), column])
+    return votes.argmax(axis=1)
+
+
+def linear_probe(
+    features: np.ndarray, known_features: np.ndarray, known_labels: np.ndarray, known_groups: Sequence[str]
+) -> np.ndarray:
+    """Probabilities (photos, classes) of a linear head fitted to known photos; they alone choose its penalty."""
+    folds = list(_folds(known_labels, known_groups))
+
+    def held_out_accuracy(penalty: float) -> float:
+        answers = [_fit(known_features[fit], known_labels[fit], known_features[held], penalty) for fit, held in folds]
+        right = [rows.argmax(axis=1) == known_labels[held] for rows, (_, held) in zip(answers, folds, strict=True)]
+        return float(np.concatenate(right).mean())
+
+    best = max(PENALTIES, key=held_out_accuracy) if folds else PENALTIES[1]
+    return _fit(known_features, known_labels, features, best)
+
+
+def out_of_fold_probabilities(features: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Probabilities (photos, classes) of each photo by a linear head that saw neither it nor a photo of its group."""
+    probabilities = np.full((len(labels), int(labels.max()) + 1), 1 / (int(labels.max()) + 1))
+    for fit, held in _folds(labels, groups):
+        rows = _fit(features[fit], labels[fit], features[held], PENALTIES[1])
+        probabilities[held] = 0
+        probabilities[held, : rows.shape[1]] = rows
+    return probabilities
+
+
+def _folds(labels: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    names = np.array([group or f"photo {i}" for i, group in enumerate(groups)])
+    count = min(FOLDS, len(set(names)), int(np.bincount(labels).max()))
+    if count < 2:
+        return []
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, names)
+    # A fold whose other photos are of one class has nothing to fit.
+    return [(fit, held) for fit, held in folds if len(set(labels[fit])) > 1]
+
+
+def _fit(known: np.ndarray, labels: np.ndarray, features: np.ndarray, penalty: float) -> np.ndarray:
+    """Probabilities of shape (photos, highest label + 1)."""
+    scaler = StandardScaler().fit(known)
+    head = LogisticRegression(C=penalty, max_iter=1000).fit(scaler.transform(known), labels)
+    probabilities = np.zeros((len(features), int(labels.max()) + 1))
+    probabilities[:, head.classes_] = head.predict_proba(scaler.transform(features))
+    return probabilities
+
+
+def probe_answers(model: PreTrainedModel, processor: BaseImageProcessor, splits: Splits, batch_size: int) -> np.ndarray:
+    """What a linear probe on the frozen features answers on the test photos (photos,), as label indices."""
+    features = {split: predict(model, splits.dataset(split, processor), batch_size)[1] for split in ("train", "test")}
+    groups = [photo.group for photo in splits.of("train")]
+    return linear_probe(features["test"], features["train"], np.array(splits.label_indices("train")), groups).argmax(
+        axis=1
+    )

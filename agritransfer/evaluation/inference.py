@@ -1,0 +1,47 @@
+"""What does a model answer for a set of photos?"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from agritransfer.images.photo_dataset import PhotoDataset, collate
+from agritransfer.images.preprocessing import normalization
+from agritransfer.models.structure import find_head
+
+
+def predict(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (photos, classes) and features, the head's input (photos, width), both float32.
+
+    The photos are shared out over the processes of the run.
+    """
+    state = PartialState()
+    with state.split_between_processes(list(range(len(dataset)))) as mine:
+        loader = DataLoader(Subset(dataset, mine), batch_size=batch_size, collate_fn=collate)
+        bar = tqdm(loader, desc="scoring", delay=2, leave=False, disable=None if state.is_main_process else True)
+        outputs = list(model_outputs(model, dataset.pixels.processor, (batch["pixel_values"] for batch in bar)))
+    logits, features = zip(*outputs, strict=True) if outputs else ((), ())
+    return np.concatenate(gather_object(list(logits))), np.concatenate(gather_object(list(features)))
+
+
+def model_outputs(
+    model: PreTrainedModel, processor: BaseImageProcessor, batches: Iterable[torch.Tensor]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Logits (photos, classes) and the head's input (photos, width) of batches of uint8 pixels, one by one."""
+    device = PartialState().device
+    model = model.to(device).eval()
+    mean, std = (statistic.to(device) for statistic in normalization(processor))
+    seen = []
+    hook = find_head(model)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu().numpy()))
+    try:
+        for pixels in batches:
+            with torch.inference_mode():
+                logits = model((pixels.to(device) - mean) / std).logits.float().cpu().numpy()
+            yield logits, seen.pop()
+    finally:
+        hook.remove()

@@ -1,0 +1,74 @@
+"""How sure is a score?"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+from agritransfer.evaluation.metrics import macro_f1
+
+RESAMPLES = 2000
+
+
+def wilson_interval(successes: int, trials: int) -> list[float]:
+    """95 % Wilson score interval of a share; of 20 right answers in 20 it says [0.84, 1], a bootstrap [1, 1]."""
+    interval = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def accuracy_interval(right: np.ndarray, groups: Sequence[str]) -> list[float]:
+    """95 % interval of accuracy; right is boolean (photos,).
+
+    Wilson's, and where photos share a group the wider of Wilson's and a bootstrap over the groups: ten photos of one
+    plant tell less than ten photos of ten.
+    """
+    low, high = wilson_interval(int(right.sum()), len(right))
+    if any(groups):
+        clustered = bootstrap_interval(lambda weights: np.average(right, weights=weights), groups)
+        low, high = min(low, clustered[0]), max(high, clustered[1])
+    return [low, high]
+
+
+def macro_f1_interval(answers: np.ndarray, truth: np.ndarray, num_labels: int, groups: Sequence[str]) -> list[float]:
+    """95 % bootstrap interval of macro F1 over the photos, or over their groups where they have some."""
+    return bootstrap_interval(lambda weights: macro_f1(answers, truth, num_labels, weights), groups)
+
+
+def bootstrap_interval(statistic: Callable[[np.ndarray], float], groups: Sequence[str], seed: int = 0) -> list[float]:
+    """95 % percentile interval of a statistic over photos drawn with replacement; photos of one group come together.
+
+    `statistic` is told how often each photo was drawn (photos,). A photo without a group ("") is one of its own.
+    """
+    cluster = _clusters(groups)
+    count, random = int(cluster.max()) + 1, np.random.default_rng(seed)
+    drawn = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
+    values = [statistic(times[cluster]) for times in drawn]
+    return [float(bound) for bound in np.quantile(values, [0.025, 0.975])]
+
+
+def _clusters(groups: Sequence[str]) -> np.ndarray:
+    names = [group or f"photo {i}" for i, group in enumerate(groups)]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def seeded_interval(statistic: Callable[..., float], runs: Sequence[int], groups: Sequence[str]) -> list[float]:
+    """95 % bootstrap interval of a statistic over the photos and over the seeds that the runs were trained with.
+
+    `runs` has the number of runs of each model that takes part; `statistic` is told which of them were drawn, an array
+    for each model, and then how often each photo was (photos,). One run a model leaves the luck of its seed out.
+    """
+    random = np.random.default_rng(1)
+    return bootstrap_interval(
+        lambda weights: statistic(*(random.integers(count, size=count) for count in runs), weights), groups
+    )
+
+
+def sign_flip_p_value(gain: np.ndarray, groups: Sequence[str]) -> float:
+    """Two-sided permutation test of a mean gain of zero; gain of one model over another at each photo (photos,).
+
+    The sign of whole groups is flipped, 9,999 times. For two runs and photos without groups it is McNemar's test.
+    """
+    sums = np.bincount(_clusters(groups), gain)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(9999, len(sums)))
+    as_large = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9
+    return float((as_large.sum() + 1) / (len(signs) + 1))

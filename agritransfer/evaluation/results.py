@@ -1,0 +1,145 @@
+"""What are the numbers of a run, and how do they read?"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agritransfer.data.dataset import Splits
+from agritransfer.evaluation.calibration import calibrated_probabilities, expected_calibration_error
+from agritransfer.evaluation.intervals import accuracy_interval, macro_f1_interval
+from agritransfer.evaluation.metrics import scores_of
+from agritransfer.evaluation.novelty import Known, load_known
+from agritransfer.evaluation.selective import answered_scores, calibrate, verdicts
+
+KNOWN_FILE = "known_features.safetensors"
+
+
+def score(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
+    """One split's entry in `results.json`; logits (photos, classes), truth as label indices, a group ("" none) each."""
+    scores = scores_of(logits, truth)
+    answers = logits.argmax(axis=1)
+    per_class = [{"label": label, **row} for label, row in zip(labels, scores.pop("per_class"), strict=True)]
+    matrix = scores.pop("confusion_matrix")
+    return {
+        "n": len(truth),
+        "accuracy": scores.pop("accuracy"),
+        "accuracy_ci95": accuracy_interval(answers == truth, groups),
+        "macro_f1": scores.pop("macro_f1"),
+        "macro_f1_ci95": macro_f1_interval(answers, truth, len(labels), groups),
+        **scores,
+        "per_class": per_class,
+        "confusion_matrix": matrix,
+    }
+
+
+def score_splits(
+    outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], sources: Mapping[str, Splits], target_error: float
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], Known | None]:
+    """The entries of the scored splits and of `calibration` in `results.json`, and what the model knows.
+
+    `outputs` has the logits (photos, classes) and features (photos, width) of each split, validation among them.
+    """
+    truth = {split: np.array(sources[split].label_indices(split)) for split in outputs}
+    groups = {split: [photo.group for photo in sources[split].of(split)] for split in outputs}
+    calibration, known = calibrate(
+        *outputs["validation"], truth["validation"], groups["validation"], target_error=target_error
+    )
+    scores = {}
+    for split, (logits, features) in outputs.items():
+        raw, calibrated = (calibrated_probabilities(logits, t) for t in (1.0, calibration["temperature"]))
+        scores[split] = {
+            **score(logits, truth[split], sources[split].labels, groups[split]),
+            "ece": expected_calibration_error(raw, truth[split]),
+            "ece_calibrated": expected_calibration_error(calibrated, truth[split]),
+            "answered": answered_scores(
+                verdicts(logits, features, calibration, known), logits.argmax(axis=1) == truth[split]
+            ),
+        }
+    return scores, calibration, known
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The numbers of a finished run."""
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def read_calibration(folder: Path) -> tuple[dict[str, Any], Known | None] | None:
+    """The entry `calibration` of a run and what its model knows; None where there is no finished run."""
+    if not (folder / "results.json").is_file():
+        return None
+    calibration = read_results(folder)["calibration"]
+    return calibration, load_known(folder / KNOWN_FILE) if calibration["unknown"] else None
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The scores of a run as people read them: lab and field, the worst classes by name, when it says "not sure"."""
+    training, base = results["training"], results["base_model"]
+    lines = [f"\n{results['strategy']} on {results['dataset']['name']}" + (f", from {base['name']}" if base else "")]
+    lines.append(f"{'':<12}{'photos':>7}   {'accuracy (95 %)':<24}{'macro F1 (95 %)':<24}{'balanced':>8}")
+    for split in ("validation", "test", "shift"):
+        if row := results[split]:
+            cells = [interval_text(row, name) for name in ("accuracy", "macro_f1")]
+            lines.append(f"{split:<12}{row['n']:>7}   {cells[0]:<24}{cells[1]:<24}{row['balanced_accuracy']:>8.3f}")
+    worst = sorted((c for c in results["test"]["per_class"] if c["n"]), key=lambda c: c["f1"])[:3]
+    lines.append("weakest on the test: " + ", ".join(f"{c['label']} F1 {c['f1']:.3f} (n {c['n']})" for c in worst))
+    if results["shift"]:
+        lines.append("test to shift, F1: " + ", ".join(_drop_text(drop) for drop in class_drops(results)))
+    lines += _calibration_lines(results)
+    lines.append(_training_line(training))
+    return "\n".join(lines)
+
+
+def _training_line(training: dict[str, Any]) -> str:
+    # Runs of earlier versions lack it.
+    if training.get("penalty") is None:
+        done, kept = "trained for {epochs:g} epochs", "the weights of step {best_step} of {steps}"
+    else:
+        done, kept = "solved", "the best of {steps} penalties, C={penalty:g}"
+    weights = "{trainable_parameters:,} of {total_parameters:,} weights"
+    speed = "{images_per_second:.1f} photos/s on {num_processes} x {device}"
+    return f"{weights} {done} in {{seconds:.0f}} s ({speed}); kept {kept}".format(**training)
+
+
+def class_drops(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each class that both sets hold {label, test, shift, drop} in F1, the worst drop first."""
+    rows = zip(results["test"]["per_class"], results["shift"]["per_class"], strict=True)
+    drops = [
+        {"label": test["label"], "test": test["f1"], "shift": shift["f1"], "drop": test["f1"] - shift["f1"]}
+        for test, shift in rows
+        if test["n"] and shift["n"]
+    ]
+    return sorted(drops, key=lambda drop: -drop["drop"])
+
+
+def _drop_text(drop: dict[str, Any]) -> str:
+    return "{label} {test:.3f} -> {shift:.3f}".format(**drop)
+
+
+def _calibration_lines(results: dict[str, Any]) -> list[str]:
+    calibration, test = results["calibration"], results["test"]
+    lines = [
+        f"calibration on the test: temperature {calibration['temperature']:.2f}, expected calibration error "
+        f"{test['ece']:.3f} before, {test['ece_calibrated']:.3f} after"
+    ]
+    if calibration["threshold"] is None:
+        promise = f"an error of at most {calibration['target_error']:.0%}"
+        return [*lines, f'every answer will be "not sure": on the validation photos no threshold keeps {promise}']
+    lines.append(f'"not sure" below a probability of {calibration["threshold"]:.2f}, or where a photo looks unknown:')
+    for split in ("test", "shift"):
+        if row := results[split]:
+            answered = row["answered"]
+            error = "" if answered["error"] is None else f" with an error of {answered['error']:.1%}"
+            lines.append(
+                f"  {split}: answers {answered['coverage']:.1%} of the photos{error} "
+                f"(target {calibration['target_error']:.0%}); {answered['unknown']} look unknown"
+            )
+    return lines
+
+
+def interval_text(scores: dict[str, Any], name: str) -> str:
+    """A score with its 95 % interval, such as `0.912 [0.858, 0.947]`."""
+    low, high = scores[f"{name}_ci95"]
+    return f"{scores[name]:.3f} [{low:.3f}, {high:.3f}]"

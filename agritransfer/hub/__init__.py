@@ -1,0 +1,12 @@
+"""How does a model leave the house?"""
+
+import lazy_loader
+
+# Loaded when first used, so that a command pays for what it needs and --help answers at once.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "checkpoints": ["upload_checkpoints"],
+        "model": ["destination_of", "publish_run"],
+    },
+)

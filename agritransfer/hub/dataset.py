@@ -1,0 +1,148 @@
+"""How is a set of photos shared, so that others train on the very same?
+
+As parquet with its splits and label names; the photos' own bytes are kept, so that a run from the Hub has the
+fingerprint of a run from the folder.
+"""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+from huggingface_hub import DatasetCard, DatasetCardData
+from tqdm import tqdm
+
+from agritransfer.data.dataset import SPLITS, Splits, load_splits
+from agritransfer.errors import DataError, PublishError, UsageError
+from agritransfer.evaluation.report import markdown_table
+from agritransfer.hub.client import download, last_part, patient_client, tag_commit, upload
+
+TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
+# Photos of one file; a reader holds one of them in memory at a time.
+SHARD = 2000
+
+
+def publish_dataset(splits: Splits, repo_id: str, licence: str | None, private: bool) -> dict[str, str]:
+    """Upload the photos of these splits, download them again and compare; gives {url, commit, tag, fingerprint}.
+
+    Raises `DataError` where photos that tell their place would be open to all, and `PublishError` when the Hub does
+    not have the same photos in the end.
+    """
+    placed = [note for note in splits.warnings if "GPS" in note]
+    if placed and not private:
+        raise DataError(f"{placed[0]}; or publish privately")
+    api = huggingface_hub.HfApi()
+    with patient_client(), tempfile.TemporaryDirectory() as parent:
+        export = Path(parent) / "export"
+        write_parquet(splits, export)
+        (export / "README.md").write_text(str(dataset_card(splits, repo_id, licence)), encoding="utf-8")
+        commit = upload(api, export, repo_id, f"{len(splits.photos)} photos", kind="dataset")
+        download(api, repo_id, commit, export, Path(parent) / "cache", kind="dataset")
+        served = _fingerprint_of(repo_id, commit)
+        if served != splits.fingerprint:
+            raise PublishError(f"a run from '{repo_id}' would see other photos or labels; do not use it")
+        return {
+            "url": f"{huggingface_hub.constants.ENDPOINT}/datasets/{repo_id}",
+            "commit": commit,
+            "tag": tag_commit(api, repo_id, commit, kind="dataset"),
+            "fingerprint": served,
+        }
+
+
+def _fingerprint_of(repo_id: str, commit: str) -> str:
+    try:
+        return load_splits(repo_id, revision=commit, on_leakage="keep").fingerprint
+    except (UsageError, DataError) as error:
+        raise PublishError(f"it was uploaded, but cannot be trained on ({error})") from error
+
+
+def write_parquet(splits: Splits, folder: Path) -> None:
+    """Write `data/SPLIT-00000-of-00001.parquet` with the columns image, label, file and, where there are any, group."""
+    with_groups = any(photo.group for photo in splits.photos)
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=splits.labels),
+            "file": datasets.Value("string"),
+            **({"group": datasets.Value("string")} if with_groups else {}),
+        }
+    )
+    (folder / "data").mkdir(parents=True)
+    bar = tqdm(total=len(splits.photos), desc="packing photos", delay=2, leave=False, disable=None)
+    for split in SPLITS:
+        photos = splits.of(split)
+        shards = range(0, len(photos), SHARD)
+        for number, start in enumerate(shards):
+            part = photos[start : start + SHARD]
+            images = [splits.images[photo.row]["image"] for photo in part]
+            rows = {
+                "image": [
+                    {"bytes": image["bytes"] or Path(image["path"]).read_bytes(), "path": None} for image in images
+                ],
+                "label": [photo.label for photo in part],
+                "file": [photo.file for photo in part],
+                **({"group": [photo.group for photo in part]} if with_groups else {}),
+            }
+            name = f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / name)
+            bar.update(len(part))
+    bar.close()
+
+
+def dataset_card(splits: Splits, repo_id: str, licence: str | None) -> DatasetCard:
+    """The card of a published set of photos: counts, splits, what the audit found."""
+    number = len(splits.photos)
+    size = SIZES[min(max(len(str(number)) - 3, 0), len(SIZES) - 1)]
+    card_data = DatasetCardData(
+        pretty_name=repo_id.split("/")[-1],
+        task_categories=["image-classification"],
+        tags=["agriculture", "agritransfer"],
+        size_categories=[size],
+        license=licence,
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in SPLITS],
+            }
+        ],
+    )
+    return DatasetCard.from_template(
+        card_data=card_data,
+        template_path=str(TEMPLATE),
+        title=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        summary=f"{number:,} photos of {len(splits.labels)} classes: {', '.join(splits.labels[:40])}.",
+        counts=_counts(splits),
+        cut=_cut(splits),
+        audit=_audit(splits),
+        fingerprint=splits.fingerprint,
+        licence=f"{licence}." if licence else "No licence was chosen: ask the publisher before you use it.",
+    )
+
+
+def _counts(splits: Splits) -> str:
+    count = Counter((photo.split, photo.label) for photo in splits.photos)
+    rows = [[label, *(f"{count[split, label]:,}" for split in SPLITS)] for label in splits.labels]
+    return markdown_table(["photos", *SPLITS], rows)
+
+
+def _cut(splits: Splits) -> str:
+    name = last_part(splits.name)
+    if splits.method == "official":
+        return f"They are those of `{name}`, as it came."
+    kept = "; copies of a photo and given groups lie in one split" if splits.method == "group" else ""
+    return f"Cut from `{name}` by class with seed {splits.seed}{kept}."
+
+
+def _audit(splits: Splits) -> str:
+    verb = "left out" if splits.leaks_dropped else "kept"
+    lines = [
+        "Every photo was opened and decoded; mirrored, turned, resized and newly encoded copies were looked for.",
+        "",
+        f"- broken photos, left out: {len(splits.broken)}",
+        f"- training photos that are also in validation or test, {verb}: {len(splits.leaked)}",
+        *(f"- {warning}" for warning in splits.warnings),
+    ]
+    return "\n".join(lines)

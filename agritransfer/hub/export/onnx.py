@@ -1,0 +1,201 @@
+"""How does it run without torch?
+
+A finished run becomes one ONNX file, and a smaller one of 8-bit integers where that answers alike. Beside the logits
+both give the head's input and the class evidence; their metadata hold what a program needs to answer as the run does.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from transformers import BaseImageProcessor
+
+from agritransfer.data.dataset import Splits, load_splits
+from agritransfer.data.streaming import StreamedPhotos
+from agritransfer.errors import DataError, UsageError
+from agritransfer.evaluation.results import read_results
+from agritransfer.hub.export.parity import (
+    OUTPUTS,
+    check_same,
+    deletion_test,
+    evenly_drawn,
+    facts_of,
+    logits_one_by_one,
+    outputs_of_both,
+    reduced_decoding_test,
+    share_equal,
+)
+from agritransfer.hub.export.quantization import quantization_methods, quantize, refusal
+from agritransfer.images.photo_dataset import collate
+from agritransfer.images.preprocessing import normalization, pixel_recipe, processor_image_size
+from agritransfer.models.attribution import EXACT, ExplainedClassifier
+from agritransfer.models.loading import load_classifier
+
+SCHEMA = 2
+# Old enough for the runtimes of browsers.
+OPSET = 18
+BATCH_SIZE = 32
+# So many train photos show how large the numbers between the layers get.
+RANGE_PHOTOS = 96
+# The deletion test: so many photos, this share of their cells, and random cells drawn so often.
+DELETION_PHOTOS = 128
+# Reduced decoding: so many photos are made as large as a phone's, and must be answered alike so often. Beside twice the
+# pixels that the model wants, a photo keeps enough to be shown.
+FULL_SIZE_PHOTOS = 64
+
+
+def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
+    """Write `onnx/` of a finished run: the model, its 8-bit form where that answers alike, and `export.json`, returned.
+
+    Both are checked on the run's validation photos, or on so many of them. Raises `UsageError` where there is no
+    finished run, that or `DataError` where its photos are gone, `RuntimeError` when the file answers unlike torch.
+    """
+    started = time.perf_counter()
+    if photos is not None and photos < 1:
+        raise UsageError(f"--photos begins at 1; found {photos}")
+    if not (folder / "results.json").is_file():
+        raise UsageError(f"'{folder}' is no finished run; give the --output_dir of a training that has ended")
+    results = read_results(folder)
+    splits = _load_photos(folder, results["dataset"])
+    model, processor = load_classifier(folder)
+    explained = ExplainedClassifier(model, processor_image_size(processor)).eval()
+    # In a folder of its own until all is checked, so that an onnx/ is a whole one.
+    with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as unchecked:
+        new = Path(unchecked) / "onnx"
+        new.mkdir()
+        exported = _write_checked(new, explained, processor, splits, results, photos)
+        exported["seconds"] = round(time.perf_counter() - started, 1)
+        (new / "export.json").write_text(json.dumps(exported, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(folder / "onnx", ignore_errors=True)
+        new.rename(folder / "onnx")
+    return exported
+
+
+def _write_checked(
+    folder: Path,
+    explained: ExplainedClassifier,
+    processor: BaseImageProcessor,
+    splits: Splits,
+    results: dict[str, Any],
+    photos: int | None,
+) -> dict[str, Any]:
+    """Write the model, and the first 8-bit form that passes; returns the facts of all."""
+    full, small = folder / "model.onnx", folder / "model_quantized.onnx"
+    write_model(explained, processor_image_size(processor), full)
+    truth, reference, exported = outputs_of_both(explained, full, _batches(splits, "validation", processor, photos))
+    check_same(reference, exported)
+    test_photos = _batches(splits, "validation", processor, min(photos or DELETION_PHOTOS, DELETION_PHOTOS))
+    evidence = {
+        "method": explained.method,
+        "exact": explained.method == EXACT,
+        "deletion_test": deletion_test(full, test_photos),
+    }
+    reduced = reduced_decoding_test(full, splits, processor, min(photos or FULL_SIZE_PHOTOS, FULL_SIZE_PHOTOS))
+    tried = []
+    for method in quantization_methods(explained):
+        ranges = (pixels for pixels, _ in _batches(splits, "train", processor, RANGE_PHOTOS))
+        quantize(method, full, small, explained.head, ranges)
+        _add_metadata(small, results, processor, evidence, reduced)
+        logits = logits_one_by_one(small, _batches(splits, "validation", processor, photos))
+        tried.append({"method": method, **facts_of(small, logits, reference["logits"], truth)})
+        lost = share_equal(reference["logits"], truth) - tried[-1]["accuracy"]
+        tried[-1]["reason"] = refusal(tried[-1]["agreement"], lost)
+        if tried[-1]["reason"] is None:
+            break
+        small.unlink()
+    _add_metadata(full, results, processor, evidence, reduced)
+    return {
+        "schema": SCHEMA,
+        "photos": len(truth),
+        "torch": {"accuracy": share_equal(reference["logits"], truth)},
+        "model": facts_of(full, exported["logits"], reference["logits"], truth),
+        "model_quantized": {"written": small.exists(), "tried": tried},
+        "evidence": evidence,
+        "reduced_decoding": reduced,
+    }
+
+
+def _load_photos(folder: Path, dataset: dict[str, Any]) -> Splits:
+    name = dataset["name"]
+    try:
+        # What the run dropped is not in its splits.csv; what it kept stays.
+        splits = load_splits(
+            name,
+            revision=dataset["revision"],
+            splits_file=str(folder / "splits.csv"),
+            on_leakage="keep",
+            # Runs from before there was streaming do not tell.
+            streaming=dataset.get("streamed", False),
+        )
+    except (UsageError, DataError) as error:
+        where = f"the export of {folder} is checked on the photos of its training"
+        raise type(error)(f"{where}: {error}; start it where '{name}' still lies as it was then") from error
+    if splits.fingerprint != dataset["fingerprint"]:
+        raise DataError(f"'{name}' holds other photos than {folder} was trained on; bring those back")
+    return splits
+
+
+def _batches(
+    splits: Splits, split: str, processor: BaseImageProcessor, most: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Normalised pixels and label indices of so many photos, evenly drawn from the split, batch by batch."""
+    dataset = splits.dataset(split, processor)
+    if isinstance(dataset, StreamedPhotos):
+        dataset = dataset.first(most)
+    loader = DataLoader(Subset(dataset, evenly_drawn(len(dataset), most)), batch_size=BATCH_SIZE, collate_fn=collate)
+    mean, std = normalization(processor)
+    for batch in tqdm(loader, desc=f"{split} photos", delay=2, leave=False, disable=None):
+        yield ((batch["pixel_values"] - mean) / std).numpy(), batch["labels"].numpy()
+
+
+def write_model(explained: ExplainedClassifier, image_size: int, path: Path) -> None:
+    """Write one ONNX file: `pixel_values` (batch, 3, side, side) to `logits`, `features` and `evidence`."""
+    # torch takes a batch of one for a size that never changes.
+    blank = torch.zeros(2, 3, image_size, image_size)
+    program = torch.onnx.export(
+        explained,
+        (blank,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["pixel_values"],
+        output_names=OUTPUTS,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+    model = program.model_proto
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        # torch notes the lines of its own code, with paths of this machine.
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.save(model, path)
+
+
+def _add_metadata(
+    path: Path,
+    results: dict[str, Any],
+    processor: BaseImageProcessor,
+    evidence: dict[str, Any],
+    reduced: dict[str, Any],
+) -> None:
+    model = onnx.load(path)
+    facts = {
+        "schema": SCHEMA,
+        "labels": results["dataset"]["labels"],
+        "preprocessing": pixel_recipe(processor),
+        "image_size": processor_image_size(processor),
+        "reduced_decoding": reduced,
+        "calibration": results["calibration"],
+        "evidence": evidence,
+    }
+    onnx.helper.set_model_props(model, {name: json.dumps(fact) for name, fact in facts.items()})
+    onnx.save(model, path)

@@ -1,0 +1,146 @@
+"""Does an exported file answer as the trained model does?"""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnxruntime import InferenceSession
+from PIL import Image
+from tqdm import tqdm
+from transformers import BaseImageProcessor
+
+from agritransfer.data.dataset import Splits
+from agritransfer.images.decoding import decode_photo
+from agritransfer.images.preprocessing import normalization, photo_pixels, pixel_recipe
+from agritransfer.models.attribution import ExplainedClassifier
+from agritransfer.runtime.process import available_cores
+from agritransfer.training.saving import LOGIT_TOLERANCE
+
+OUTPUTS = ("logits", "features", "evidence")
+HIDDEN_SHARE = 0.1
+RANDOM_DRAWS = 3
+FULL_SIZE = 12_000_000
+REDUCED_AGREEMENT = 0.995
+SHOWN_SIDE = 640
+
+
+def evenly_drawn(count: int, most: int | None) -> list[int]:
+    """The places of at most so many of `count` photos, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, most or count)).round().astype(int).tolist()
+
+
+def outputs_of_both(
+    explained: ExplainedClassifier, path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The truth (photos,), and the outputs by name of torch and of the file."""
+    session, truth, of_torch, of_file = open_session(path), [], [], []
+    for pixels, labels in batches:
+        with torch.inference_mode():
+            of_torch.append([output.numpy() for output in explained(torch.from_numpy(pixels))])
+        of_file.append(session.run(OUTPUTS, {"pixel_values": pixels}))
+        truth.append(labels)
+    by_name = [
+        {name: np.concatenate(parts) for name, parts in zip(OUTPUTS, zip(*own, strict=True), strict=True)}
+        for own in (of_torch, of_file)
+    ]
+    return np.concatenate(truth), *by_name
+
+
+def logits_one_by_one(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Logits (photos, classes) as a server gives them: a layer that measures its input would measure a whole batch."""
+    session = open_session(path)
+    return np.concatenate(
+        [session.run(["logits"], {"pixel_values": photo[None]})[0] for pixels, _ in batches for photo in pixels]
+    )
+
+
+def open_session(path: Path) -> InferenceSession:
+    """An ONNX file, ready to answer on the CPU."""
+    return InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def check_same(reference: dict[str, np.ndarray], exported: dict[str, np.ndarray]) -> None:
+    """Raise `RuntimeError` where an output of the file is not that of torch, up to rounding."""
+    for name in OUTPUTS:
+        difference = float(np.abs(reference[name] - exported[name]).max())
+        if not difference <= LOGIT_TOLERANCE * max(1.0, float(np.abs(reference[name]).max())):
+            raise RuntimeError(
+                f"model.onnx differs from the trained one by {difference:.3g} in its {name}; do not use it"
+            )
+
+
+def facts_of(path: Path, logits: np.ndarray, reference: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """What `export.json` says of a file: size, accuracy, and how far it agrees with torch."""
+    return {
+        "bytes": path.stat().st_size,
+        "accuracy": share_equal(logits, truth),
+        "agreement": share_equal(logits, reference.argmax(axis=1)),
+        "largest_logit_difference": float(np.abs(logits - reference).max()),
+    }
+
+
+def share_equal(logits: np.ndarray, truth: np.ndarray) -> float:
+    """The share of photos whose most probable class is this one."""
+    return float((logits.argmax(axis=1) == truth).mean())
+
+
+def deletion_test(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """How far the answer's logit falls when a tenth of the cells is hidden: those of most evidence, or random ones."""
+    session, random = open_session(path), np.random.default_rng(0)
+    hottest, by_chance = [], []
+    for pixels, _ in batches:
+        logits, _, evidence = session.run(OUTPUTS, {"pixel_values": pixels})
+        answers = logits.argmax(axis=1)[:, None]
+        heat = np.take_along_axis(evidence, answers[..., None, None], axis=1)[:, 0]
+        orders = [heat, *(random.random(heat.shape) for _ in range(RANDOM_DRAWS))]
+        after = [session.run(["logits"], {"pixel_values": hide_cells(pixels, order)})[0] for order in orders]
+        falls = [np.take_along_axis(logits - hidden, answers, axis=1) for hidden in after]
+        hottest.append(falls[0])
+        by_chance += falls[1:]
+    fall = {"hottest": float(np.concatenate(hottest).mean()), "random": float(np.concatenate(by_chance).mean())}
+    return {"photos": sum(map(len, hottest)), "logit_fall": fall, "passed": fall["hottest"] > fall["random"]}
+
+
+def hide_cells(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Normalised pixels (batch, 3, side, side), the mean colour on a tenth of cells: most heat (batch, n, n)."""
+    cells, side = heat[0].size, pixels.shape[-1]
+    hidden = heat.reshape(len(heat), -1).argsort(axis=1).argsort(axis=1) >= cells - max(1, round(HIDDEN_SHARE * cells))
+    place = np.arange(side) * heat.shape[-1] // side
+    hidden = hidden.reshape(heat.shape)[:, place][:, :, place]
+    return np.where(hidden[:, None], np.float32(0), pixels)
+
+
+def reduced_decoding_test(path: Path, splits: Splits, processor: BaseImageProcessor, photos: int) -> dict[str, Any]:
+    """Whether a JPEG of a phone's size is answered alike when it is decoded at a part of its size, as a server may.
+
+    Validation photos that are smaller are enlarged and encoded for it.
+    """
+    resize = pixel_recipe(processor)["resize"]
+    least_side = max(SHOWN_SIDE, 2 * (resize if isinstance(resize, int) else max(resize)))
+    session, (mean, std) = open_session(path), normalization(processor)
+    dataset = splits.dataset("validation", processor)
+
+    def answers(place: int) -> list[int]:
+        image = dataset.images[dataset.rows[place]]["image"]
+        jpeg = _full_size_jpeg(decode_photo(image["bytes"] or image["path"]))
+        decoded = (decode_photo(jpeg, least_side=side) for side in (None, least_side))
+        pixels = torch.stack([photo_pixels(processor, photo) for photo in decoded])
+        return session.run(["logits"], {"pixel_values": ((pixels - mean) / std).numpy()})[0].argmax(axis=1).tolist()
+
+    drawn = evenly_drawn(len(dataset), photos)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        pairs = list(tqdm(pool.map(answers, drawn), "full-size photos", len(drawn), delay=2, leave=False, disable=None))
+    agreement = sum(whole == reduced for whole, reduced in pairs) / len(pairs)
+    passed = agreement >= REDUCED_AGREEMENT
+    return {"least_side": least_side, "photos": len(pairs), "agreement": agreement, "passed": passed}
+
+
+def _full_size_jpeg(photo: Image.Image) -> bytes:
+    scale = max(1.0, (FULL_SIZE / (photo.width * photo.height)) ** 0.5)
+    buffer = io.BytesIO()
+    photo.resize((round(photo.width * scale), round(photo.height * scale))).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

@@ -1,0 +1,323 @@
+"""How does it leave the house?
+
+What is published is an allow-list of the run folder without any path of this machine; it is said to be published only
+after it was downloaded again, compared byte by byte and asked for its answers.
+"""
+
+import json
+import shlex
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import huggingface_hub
+import numpy as np
+import onnxruntime
+import torch
+import yaml
+from accelerate import PartialState
+from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageClassification, TrainingArguments, pipeline
+
+from agritransfer.data.sources import read_source
+from agritransfer.data.streaming import open_stream
+from agritransfer.errors import DataError, PublishError, UsageError, in_one_line
+from agritransfer.evaluation.predictions import read_predictions
+from agritransfer.evaluation.results import KNOWN_FILE, read_results
+from agritransfer.hub.checkpoints import upload_what_failed
+from agritransfer.hub.client import (
+    LOST,
+    Destination,
+    download,
+    last_part,
+    local_files,
+    patient_client,
+    preflight,
+    tag_commit,
+    upload,
+)
+from agritransfer.hub.model_card import eval_results, model_card
+from agritransfer.images.decoding import decode_photo
+from agritransfer.images.preprocessing import normalization, photo_pixels
+from agritransfer.models.loading import load_processor
+from agritransfer.models.lora import load_adapter
+from agritransfer.runtime.process import say
+from agritransfer.training.saving import LOGIT_TOLERANCE
+
+# What may leave the run folder. Checkpoints hold pickles, predictions.csv names every photo, status.json is ours.
+PUBLISHED = (
+    "model.safetensors",
+    "config.json",
+    "preprocessor_config.json",
+    KNOWN_FILE,
+    "adapter/*",
+    "onnx/*",
+    "figures/*.png",
+)
+STRATEGIES = ("end", "every_save", "checkpoint")
+COMPARED = 8
+EXAMPLE_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Published:
+    """One verified publish."""
+
+    url: str
+    commit: str
+    tag: str
+    files: dict[str, str]
+    seconds: float
+
+
+def destination_of(args: TrainingArguments, share_splits: bool, licence: str | None) -> Destination | None:
+    """What `--push_to_hub` and its sisters ask for, proven possible; None without it.
+
+    The push is taken away from the Trainer, whose uploads fail without a word and take the command line along.
+    Raises `UsageError` where the Hub would refuse, before anything is trained.
+    """
+    if not args.push_to_hub:
+        return None
+    args.push_to_hub = False
+    if args.hub_strategy not in STRATEGIES:
+        raise UsageError(f"--hub_strategy {args.hub_strategy.value} is not offered; use {', '.join(STRATEGIES)}")
+    private = args.hub_private_repo is not False
+    repo_id = preflight(args.hub_model_id or Path(args.output_dir).name, private, Path(args.output_dir))
+    say(f"to be published as {repo_id}, " + ("private" if private else "open to all"))
+    return Destination(repo_id, private, str(args.hub_strategy.value), share_splits, licence)
+
+
+def publish_run(folder: Path, destination: Destination | None) -> Published | None:
+    """Publish a finished run, prove it, and say so; None where there is nothing to publish.
+
+    Raises `PublishError` when the Hub does not have it in the end; the run folder is whole all the same.
+    """
+    if destination is None or not PartialState().is_main_process:
+        return None
+    try:
+        published = _publish(folder, destination)
+    except PublishError as error:
+        again = retry_command(folder, destination)
+        raise PublishError(f"not published: {error}; all of it is in {folder}, to try again: {again}") from error
+    facts = {"repo_id": destination.repo_id, "url": published.url, "commit": published.commit, "tag": published.tag}
+    (folder / "published.json").write_text(json.dumps({**facts, "sha256": published.files}, indent=2) + "\n")
+    print(f"published and checked in {published.seconds:.0f} s: {published.url} ({published.tag}, {published.commit})")
+    return published
+
+
+def retry_command(folder: Path, destination: Destination) -> str:
+    """What to type to publish this run as it was asked for."""
+    command = ["python", "-m", "agritransfer", "publish", str(folder), "--repo_id", destination.repo_id]
+    command += [] if destination.private else ["--hub_private_repo", "false"]
+    command += [] if destination.share_splits else ["--share_splits", "false"]
+    command += ["--license", destination.licence] if destination.licence else []
+    command += ["--examples", *map(str, destination.examples)] if destination.examples else []
+    return shlex.join(command)
+
+
+def _publish(folder: Path, destination: Destination) -> Published:
+    started = time.perf_counter()
+    results = read_results(folder)
+    photos = photos_to_compare(folder, results)
+    api = huggingface_hub.HfApi()
+    with patient_client(), tempfile.TemporaryDirectory() as parent:
+        export = Path(parent) / "export"
+        base_licence = _licence_of_base(api, results["base_model"])
+        write_export(folder, export, destination, base_licence)
+        _check_card(export)
+        macro_f1 = results["test"]["macro_f1"]
+        message = f"{results['strategy']} on {last_part(results['dataset']['name'])}, test macro F1 {macro_f1:.3f}"
+        commit = upload(api, export, destination.repo_id, message)
+        served = download(api, destination.repo_id, commit, export, Path(parent) / "cache")
+        check_answers(results, destination.repo_id, commit, served, Path(parent) / "cache", photos)
+        tag = tag_commit(api, destination.repo_id, commit)
+        upload_what_failed(folder, destination)
+        return Published(
+            url=f"{huggingface_hub.constants.ENDPOINT}/{destination.repo_id}",
+            commit=commit,
+            tag=tag,
+            files={name: sha256 for name, (sha256, _) in local_files(export).items()},
+            seconds=time.perf_counter() - started,
+        )
+
+
+def write_export(folder: Path, export: Path, destination: Destination, base_licence: str | None) -> None:
+    """Copy what may be published to the empty folder `export`, with no path of this machine in it."""
+    results = published_results(read_results(folder))
+    for pattern in PUBLISHED:
+        for path in sorted(folder.glob(pattern)):
+            target = export / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    adapter_config = export / "adapter" / "adapter_config.json"
+    if adapter_config.is_file():
+        config = json.loads(adapter_config.read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": results["base_model"]["name"]}
+        config |= {"revision": results["base_model"]["revision"]}
+        adapter_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for path in destination.examples:
+        write_example(path, export / "examples" / f"{path.stem}.jpg")
+    if destination.share_splits:
+        shutil.copyfile(folder / "splits.csv", export / "splits.csv")
+    (export / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if entries := eval_results(results):
+        (export / ".eval_results").mkdir()
+        (export / ".eval_results" / "test.yaml").write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
+    files = {path.relative_to(export).as_posix() for path in export.rglob("*") if path.is_file()}
+    card = model_card(
+        results,
+        destination.repo_id,
+        files,
+        licence=destination.licence,
+        base_licence=base_licence,
+        adapter_fits_base=_adapter_fits_base(export / "adapter", results["base_model"]),
+    )
+    (export / "README.md").write_text(str(card), encoding="utf-8")
+
+
+def write_example(photo: Path, target: Path) -> None:
+    """Write a photo that visitors may try: upright, small, and without what its file says of place and time.
+
+    Raises `DataError` for what is no photo.
+    """
+    try:
+        picture = decode_photo(photo)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the example '{photo}' cannot be read: {in_one_line(error)}; name another photo") from error
+    bare = Image.new("RGB", picture.size)
+    bare.paste(picture)
+    bare.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+    target.parent.mkdir(exist_ok=True)
+    bare.save(target, "JPEG", quality=90)
+
+
+def _adapter_fits_base(adapter: Path, base: dict[str, Any] | None) -> bool:
+    """Whether the adapter was trained on its base's own photo size; one of no size at all fits."""
+    if not adapter.is_dir() or base["revision"] is None:
+        return True
+    sizes = {
+        AutoConfig.from_pretrained(name, revision=revision).to_dict().get("image_size")
+        for name, revision in ((str(adapter), None), (base["name"], base["revision"]))
+    }
+    return len(sizes) == 1
+
+
+def published_results(results: dict[str, Any]) -> dict[str, Any]:
+    """The results of a run, with every folder of this machine named by its last part."""
+    dataset, base, shift = results["dataset"], results["base_model"], results["shift"]
+    on_hub = {entry["name"] for entry in (dataset, base) if entry and entry["revision"] is not None}
+
+    def short(word: str) -> str:
+        flag, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        return f"{flag}{equals}{value if value in on_hub else last_part(value)}"
+
+    words = shlex.split(results["command"])
+    hub_model_id = words[words.index("--hub_model_id") + 1] if "--hub_model_id" in words else None
+    on_hub.add(hub_model_id)
+    return {
+        **results,
+        "dataset": {**dataset, "name": short(dataset["name"])},
+        "base_model": base and {**base, "name": short(base["name"])},
+        "shift": shift and {**shift, "name": short(shift["name"])},
+        "command": shlex.join(map(short, words)),
+    }
+
+
+def _licence_of_base(api: huggingface_hub.HfApi, base: dict[str, Any] | None) -> str | None:
+    if base is None or base["revision"] is None:
+        return None
+    try:
+        card = api.hf_hub_download(base["name"], "README.md", revision=base["revision"])
+    except (HfHubHTTPError, httpx2.HTTPError):
+        # The card then says that it is not known here.
+        return None
+    return huggingface_hub.ModelCard.load(card).data.license
+
+
+def _check_card(export: Path) -> None:
+    """Let the Hub's own validation read the card before anything is uploaded."""
+    try:
+        huggingface_hub.ModelCard.load(export / "README.md").validate()
+    except LOST as error:
+        raise PublishError(f"the Hub does not take the card: {in_one_line(error)}") from error
+
+
+def photos_to_compare(folder: Path, results: dict[str, Any]) -> tuple[list[Image.Image], np.ndarray]:
+    """Some test photos of a run, evenly chosen, and the logits (photos, classes) that it was tested with.
+
+    Raises `DataError` where the photos are no longer to be found.
+    """
+    dataset, words = results["dataset"], shlex.split(results["command"])
+    columns = {
+        name: words[words.index(f"--{name}_name") + 1] if f"--{name}_name" in words else None
+        for name in ("image_column", "label_column")
+    }
+    try:
+        if dataset.get("streamed"):
+            source, _ = open_stream(dataset["name"], revision=dataset["revision"], **columns)
+        else:
+            source = read_source(dataset["name"], revision=dataset["revision"], **columns)
+    except (UsageError, DataError) as error:
+        raise DataError(
+            f"the test photos of this run are not at '{dataset['name']}'; publish from where it was trained ({error})"
+        ) from error
+    tested = read_predictions(folder / "predictions.csv", "test", dataset["labels"])
+    rows = {photo.file: photo.row for photo in source.photos}
+    chosen = np.linspace(0, len(tested.files) - 1, min(COMPARED, len(tested.files))).round().astype(int)
+    if lost := [tested.files[place] for place in chosen if tested.files[place] not in rows]:
+        raise DataError(f"the test photo '{lost[0]}' is no longer in '{dataset['name']}'; put it back, then publish")
+    images = [source.images[rows[tested.files[place]]]["image"] for place in chosen]
+    return [decode_photo(image["bytes"] or image["path"]) for image in images], tested.logits[chosen]
+
+
+def check_answers(
+    results: dict[str, Any],
+    repo_id: str,
+    commit: str,
+    served: Path,
+    cache: Path,
+    photos: tuple[list[Image.Image], np.ndarray],
+) -> None:
+    """Load what the Hub serves in every way that the card names, and compare its logits with those of the test.
+
+    Raises `PublishError` with the first way that answers otherwise.
+    """
+    pictures, tested = photos
+    labels, base = results["dataset"]["labels"], results["base_model"]
+    classifier = pipeline(
+        "image-classification", model=repo_id, revision=commit, model_kwargs={"cache_dir": str(cache)}, device="cpu"
+    )
+    answers = [classifier(picture, top_k=len(labels), function_to_apply="none") for picture in pictures]
+    by_name = [{answer["label"]: answer["score"] for answer in of} for of in answers]
+    if {frozenset(of) for of in by_name} != {frozenset(labels)}:
+        raise PublishError(f"the pipeline on {repo_id} answers with other labels: {sorted(by_name[0])}")
+    _check_logits("the pipeline", tested, np.array([[of[label] for label in labels] for of in by_name]))
+
+    processor = load_processor(str(served), None, None)
+    mean, std = normalization(processor)
+    pixels = (torch.stack([photo_pixels(processor, picture) for picture in pictures]).float() - mean) / std
+    model = AutoModelForImageClassification.from_pretrained(
+        repo_id, revision=commit, cache_dir=str(cache), dtype=torch.float32, use_safetensors=True
+    )
+    models = {"AutoModelForImageClassification": model.eval()}
+    if (served / "adapter").is_dir() and base["revision"] is not None:
+        models["the adapter on its base"] = load_adapter(served / "adapter", base, processor)
+    for way, model in models.items():
+        with torch.inference_mode():
+            _check_logits(way, tested, model(pixel_values=pixels).logits.numpy())
+    if (served / "onnx/model.onnx").is_file():
+        session = onnxruntime.InferenceSession(served / "onnx/model.onnx", providers=["CPUExecutionProvider"])
+        _check_logits("ONNX Runtime", tested, session.run(["logits"], {"pixel_values": pixels.numpy()})[0])
+
+
+def _check_logits(way: str, tested: np.ndarray, found: np.ndarray) -> None:
+    difference = float(np.abs(tested - found).max())
+    if difference > LOGIT_TOLERANCE * max(1.0, float(np.abs(tested).max())):
+        raise PublishError(
+            f"{way} answers other than the tested model, by {difference:.3g} in its logits; do not use it"
+        )

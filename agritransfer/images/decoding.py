@@ -1,0 +1,80 @@
+"""How does a file become an upright RGB photo?"""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pillow_heif
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+pillow_heif.register_heif_opener()
+
+
+# Pillow opens MPO, which phones write, as JPEG, and knows no opener of that name.
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF")
+FORMAT_OF_SUFFIX = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".heic", ".heif"), "HEIF"),
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+}
+# Checked in the header: a small file can unpack to gigabytes.
+MAX_PIXELS = 40_000_000
+
+
+def decode_photo(photo: str | Path | bytes, least_side: int | None = None) -> Image.Image:
+    """Decode a file or its bytes to an upright RGB image.
+
+    With `least_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size while both sides keep so many pixels. 16-bit
+    photos are scaled, transparent ones laid on white, of several frames the first is taken.
+    Raises `OSError` or `ValueError`, with the reason, for what is not a whole photo.
+    """
+    source = io.BytesIO(photo) if isinstance(photo, bytes) else photo
+    limit = f"over {MAX_PIXELS // 10**6} million pixels; shrink it"
+    try:
+        with Image.open(source, formats=PHOTO_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} is {limit}")
+            if least_side is not None:
+                image.draft(None, (least_side, least_side))
+            image.load()
+            return _as_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        # Pillow's own words name an address in memory.
+        raise ValueError(f"no photo in any of the formats {', '.join(PHOTO_FORMATS)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(limit) from error
+    except (SyntaxError, struct.error, EOFError) as error:
+        # Raised for a broken part of a PNG, for broken EXIF, and for HEIC that ends too early.
+        raise ValueError(str(error)) from error
+
+
+def file_notes(content: bytes, name: str) -> tuple[str, ...]:
+    """What the header of a photo tells that its pixels do not, each to be read after "5 photos ..."."""
+    with Image.open(io.BytesIO(content), formats=PHOTO_FORMATS) as image:
+        notes = []
+        expected = FORMAT_OF_SUFFIX.get(Path(name).suffix.lower(), image.format)
+        if image.format not in (expected, "MPO"):
+            notes.append(f"are {image.format} but named {Path(name).suffix}")
+        if image.mode.startswith("I;16"):
+            notes.append("have 16 bits a colour and are scaled to 8")
+        if image.mode == "CMYK":
+            notes.append("have printer's colours (CMYK) and are made RGB")
+        if image.getexif().get_ifd(ExifTags.IFD.GPSInfo):
+            notes.append("say where they were taken (GPS in EXIF); remove it before you share them")
+        return tuple(notes)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16 bits to 8, which turns most of a photo white.
+        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers without a known range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,64 @@
+"""Which pretrained weights move?"""
+
+from collections import Counter
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import PreTrainedModel
+
+from agritransfer.errors import UsageError
+from agritransfer.models.structure import count_parameters, find_head, layer_depths
+
+
+def train_layers(model: PreTrainedModel, layers: str) -> None:
+    """Let all weights move (`all`), only the head (`head`), or the last N blocks and the head (`N`)."""
+    if layers == "all":
+        return
+    if layers == "head":
+        train_head_only(model)
+    elif layers.isdecimal() and int(layers) > 0:
+        freeze_below(model, int(layers))
+    else:
+        raise UsageError(f"--train_layers {layers} is none of: all, head, or a number of blocks such as 4")
+
+
+def train_head_only(model: PreTrainedModel) -> None:
+    """Feature extraction: only the head's weights move."""
+    model.requires_grad_(False)
+    find_head(model)[1].requires_grad_(True)
+    freeze_batchnorm_statistics(model)
+
+
+def freeze_below(model: PreTrainedModel, last_blocks: int) -> None:
+    """Only the last blocks move, and what lies above them: the last normalisation and the head."""
+    depth_of, depth = layer_depths(model)
+    if last_blocks >= depth:
+        raise UsageError(f"--train_layers {last_blocks}: the model has {depth - 1} blocks; use fewer, or all")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(depth_of[name] >= depth - last_blocks)
+    freeze_batchnorm_statistics(model)
+
+
+def freeze_batchnorm_statistics(model: nn.Module, of_frozen_layers_only: bool = True) -> None:
+    """BatchNorm layers, those that move too where asked, keep their running statistics, whoever calls `model.train()`.
+
+    requires_grad=False stops the gradient, but training mode would still move mean and variance.
+    """
+    for module in model.modules():
+        moves = any(parameter.requires_grad for parameter in module.parameters())
+        if isinstance(module, _BatchNorm) and not (moves and of_frozen_layers_only):
+            module.register_forward_pre_hook(_stay_in_eval)
+
+
+def _stay_in_eval(module: nn.Module, _inputs: tuple) -> None:
+    module.eval()
+
+
+def trainable_line(model: nn.Module) -> str:
+    """One line: how many weights move, and where they are."""
+    moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    total, trained = count_parameters(model)
+    layers = Counter(name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for name in moving if ".lora_A." in name)
+    where = ", ".join(f"{name} x {count}" for name, count in layers.items())
+    adapters = f"; adapters on {where}, and the head" if layers else ""
+    return f"trainable: {trained:,} of {total:,} weights ({trained / total:.1%}){adapters}"

@@ -1,0 +1,117 @@
+"""Where do low-rank adapters go?"""
+
+import warnings
+from pathlib import Path
+
+import peft
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
+
+from agritransfer.errors import UsageError
+from agritransfer.images.preprocessing import processor_image_size
+from agritransfer.models.freezing import freeze_batchnorm_statistics
+from agritransfer.models.loading import load_pretrained
+from agritransfer.models.structure import find_blocks, find_head
+
+# peft 0.21 asks transformers 5.23 by an old name, at every start.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float,
+    target_modules: list[str] | None,
+    use_dora: bool,
+    use_rslora: bool,
+    layers: str = "all",
+) -> PeftModel:
+    """Freeze the model and add low-rank adapters, in all blocks or the last N (`layers`); the head stays trainable."""
+    head = find_head(model)[0]
+    targets = find_lora_targets(model) if target_modules is None else _named_targets(model, target_modules, head)
+    if layers != "all":
+        targets = _in_last_blocks(model, layers, targets)
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        # Without this the new head would stay random, without an error.
+        modules_to_save=[head],
+        use_dora=use_dora,
+        use_rslora=use_rslora,
+    )
+    adapted = peft.get_peft_model(model, config)
+    freeze_batchnorm_statistics(adapted)
+    return adapted
+
+
+def _in_last_blocks(model: PreTrainedModel, layers: str, targets: list[str]) -> list[str]:
+    blocks = find_blocks(model)
+    if not layers.isdecimal() or not 0 < int(layers) < len(blocks):
+        raise UsageError(f"--lora_layers {layers} is neither all nor a number of blocks below the {len(blocks)} it has")
+    kept = tuple(block + "." for block in blocks[-int(layers) :])
+    inside = [target for target in targets if target.startswith(kept)]
+    if not inside:
+        raise UsageError(
+            f"none of the layers to adapt lies in the last {layers} blocks; choose more with --lora_layers"
+        )
+    return inside
+
+
+def find_lora_targets(model: PreTrainedModel) -> list[str]:
+    """Full names of the layers to adapt: attention's projections, else linear layers, else full convolutions."""
+    inside = tuple(block + "." for block in find_blocks(model))
+    layers = {name: module for name, module in model.named_modules() if name.startswith(inside)}
+    attention = tuple(name + "." for name, module in layers.items() if "Attention" in type(module).__name__)
+    linears = {name: module for name, module in layers.items() if isinstance(module, nn.Linear)}
+    # A projection keeps the width or makes query, key and value at once; the small networks of position biases do not.
+    projections = [
+        name
+        for name, module in linears.items()
+        if attention
+        and name.startswith(attention)
+        and module.out_features in (module.in_features, 3 * module.in_features)
+    ]
+    convolutions = [name for name, module in layers.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
+    targets = projections or list(linears) or convolutions
+    if not targets:
+        raise UsageError(f"no layer for LoRA was found in {type(model).__name__}; name some with --lora_target_modules")
+    return targets
+
+
+def _named_targets(model: PreTrainedModel, names: list[str], head: str) -> list[str]:
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and name != head
+    }
+    targets = [layer for layer in layers if any(layer == name or layer.endswith("." + name) for name in names)]
+    for name in names:
+        if not any(layer == name or layer.endswith("." + name) for layer in layers):
+            known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
+            raise UsageError(f"--lora_target_modules {name} matches no layer; the model has {', '.join(known)}")
+    for layer in targets:
+        module = layers[layer]
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            raise UsageError(
+                f"'{layer}' is a depthwise convolution: each of its {module.groups} filters sees one channel only, "
+                "so there is no matrix to approximate by a low rank; choose linear layers or full convolutions"
+            )
+    return targets
+
+
+def merge_lora(model: PeftModel) -> PreTrainedModel:
+    """The plain model with the adapters added into its weights; the given model is used up."""
+    return model.merge_and_unload()
+
+
+def load_adapter(folder: Path, base_model: dict, processor: BaseImageProcessor) -> PeftModel:
+    """A saved adapter on its base model, with the labels beside it and for the processor's photos."""
+    id2label = AutoConfig.from_pretrained(folder).id2label
+    labels = [id2label[index] for index in sorted(id2label)]
+    base = load_pretrained(base_model["name"], base_model["revision"], labels, processor_image_size(processor))
+    return PeftModel.from_pretrained(base, folder).eval()

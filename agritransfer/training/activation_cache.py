@@ -1,0 +1,227 @@
+"""What need not be computed again?
+
+The activations of a frozen part of a network are computed once, for a few augmented views of every train photo and for
+the validation photos as they are, and what moves is trained on them.
+"""
+
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from agritransfer.data.dataset import Splits
+from agritransfer.errors import StorageError
+from agritransfer.images.photo_dataset import collate
+from agritransfer.runtime.disk_cache import (
+    cache_folder,
+    checksum_of,
+    force_to_disk,
+    make_room,
+    mark_as_used,
+    read_at,
+    written_whole,
+)
+from agritransfer.runtime.process import say
+from agritransfer.training.partial_forward import CannotCut, Cut, activation_at, activations, batches_of
+from agritransfer.training.trainer import ImageTrainer
+
+CHECKSUM_BYTES = 4
+# Raised by whoever changes how views are drawn or how activations lie in the file.
+VERSION = 1
+
+
+class _Off(Exception):  # noqa: N818 training goes on without the cache
+    """Why activations are not cached; to be read after "off, "."""
+
+
+class CachedPhotos(Dataset):
+    """Photos as items for Trainer whose `pixel_values` are cached activations, float16, of the view set.
+
+    Their rows of `shape` begin with row `first` of the file, view after view, and are read when used, as stored pixels.
+    """
+
+    def __init__(self, path: Path, first: int, shape: tuple[int, ...], labels: Sequence[int], files: Sequence[str]):
+        self.path, self.first, self.shape, self.labels, self.files = path, first, shape, labels, files
+        # Shared, so that loader workers that live on from epoch to epoch see it too.
+        self.view = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        activation = torch.empty(self.shape, dtype=torch.float16)
+        row = self.first + int(self.view) * len(self) + index
+        read_at(self.path, row * activation.nbytes, activation.numpy())
+        return {"pixel_values": activation, "labels": self.labels[index], "files": self.files[index]}
+
+
+class _RotateViews(TrainerCallback):
+    def __init__(self, photos: CachedPhotos, views: int):
+        self.photos, self.views = photos, views
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # Before the loader of the epoch begins; a run that goes on in mid-epoch comes with its fraction.
+        self.photos.view.fill_(int(state.epoch) % self.views)
+
+
+@contextmanager
+def frozen_prefix(
+    trainer: ImageTrainer, splits: Splits, views: int | None, augmentation: str, most_bytes: int
+) -> Iterator[None]:
+    """Within, the trainer trains what moves on cached activations, view e mod `views` in epoch e; None changes nothing.
+
+    Without augmentation all views are one. The activations lie in the cache of `datasets`, at most `most_bytes` of
+    them, and serve later runs. Where they cannot be had or would not pay, one line says so, and training computes them.
+    """
+    if views is None:
+        yield
+        return
+    views, prepared = (1 if augmentation == "none" else views), None
+    try:
+        with trainer.times.spent("frozen blocks"):
+            prepared = _prepare(trainer, splits, views, augmentation, most_bytes)
+    except (CannotCut, _Off) as reason:
+        say(f"cached views: off, {reason}")
+    # The draws of the views must leave no trace: a run that finds its cache filled draws none.
+    transformers.set_seed(trainer.args.seed)
+    # A run that goes on must find it as it was: other views, other weights.
+    trainer.settings["views_cached"] = prepared is not None
+    if prepared is None:
+        yield
+        return
+    cut, train, validation = prepared
+    rotate, whole = _RotateViews(train, views), (trainer.train_dataset, trainer.eval_dataset)
+    trainer.add_callback(rotate)
+    trainer.train_dataset, trainer.eval_dataset = train, validation
+    try:
+        with cut.applied():
+            yield
+    finally:
+        trainer.train_dataset, trainer.eval_dataset = whole
+        trainer.remove_callback(rotate)
+
+
+def _prepare(
+    trainer: ImageTrainer, splits: Splits, views: int, augmentation: str, most_bytes: int
+) -> tuple[Cut, CachedPhotos, CachedPhotos]:
+    if views >= (epochs := _epochs(trainer)):
+        raise _Off(f"{views} views for {epochs:g} epochs save nothing; give fewer views or more epochs")
+    cut, shape = _cut(trainer)
+    counts = [len(trainer.train_dataset), len(trainer.eval_dataset)]
+    rows = views * counts[0] + counts[1]
+    size = rows * int(np.prod(shape)) * 2
+    if size > most_bytes:
+        raise _Off(f"they take {size / 1e9:.1f} GB, --pixel_store_gb allows {most_bytes / 1e9:g}; give fewer views")
+    path, began = cache_folder("prefix") / _name(trainer, cut, splits, views, augmentation), time.perf_counter()
+    # One process of each node fills; the others wait and find it filled.
+    with PartialState().local_main_process_first():
+        found, off = _is_whole(path, size), None
+        try:
+            if not found:
+                if not make_room(path.parent, size, most_bytes):
+                    raise _Off(
+                        f"other runs' views of today fill --pixel_store_gb {most_bytes / 1e9:g}, or the disk is full; "
+                        "make room, or wait"
+                    )
+                _fill(trainer, cut, path, views)
+            mark_as_used(path)
+        except _Off as reason:
+            # Raised here, it would leave the others waiting.
+            off = reason
+    if off is not None:
+        raise off
+    how = "found" if found else f"filled in {time.perf_counter() - began:.0f} s"
+    say(
+        f"cached views: {views} of each train photo as they reach {cut.boundary}, {size / 1e6:,.0f} MB, {how}; what is "
+        "frozen before it is not computed again and drops nothing out"
+    )
+    first = {"train": 0, "validation": views * counts[0]}
+    return cut, *(
+        CachedPhotos(path, row, shape, splits.label_indices(split), [photo.file for photo in splits.of(split)])
+        for split, row in first.items()
+    )
+
+
+def _cut(trainer: ImageTrainer) -> tuple[Cut, tuple[int, ...]]:
+    """The network, cut and checked, and the shape of the activation of one photo."""
+    photos = [trainer.eval_dataset[i] for i in range(min(5, len(trainer.eval_dataset)))]
+    if len(photos) < 2:
+        raise _Off("one validation photo is too few to check it by")
+    pixels = trainer.model_inputs(collate(photos), augmented=False)["pixel_values"]
+    # Of another number of photos than the check, so that a shape that only happens to fit is found.
+    cut = Cut(trainer, pixels[:-1])
+    cut.check(trainer, pixels)
+    activation = activation_at(trainer, cut.model.get_submodule(cut.boundary), pixels)
+    return cut, tuple(activation.shape[1:])
+
+
+def _epochs(trainer: ImageTrainer) -> float:
+    args = trainer.args
+    if args.max_steps <= 0:
+        return args.num_train_epochs
+    a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return args.max_steps * a_step / len(trainer.train_dataset)
+
+
+def _name(trainer: ImageTrainer, cut: Cut, splits: Splits, views: int, augmentation: str) -> str:
+    """Of a file that holds these activations and no others: everything that decides them has a part in it."""
+    digest = hashlib.sha256()
+    for name, tensor in cut.model.state_dict(keep_vars=True).items():
+        if not tensor.requires_grad:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    seen = zip(splits.photos, splits.inspections, strict=True)
+    photos = [f"{photo.split} {inspection.digest}" for photo, inspection in seen]
+    pixels = [trainer.train_dataset.pixels.mark(), trainer.eval_dataset.pixels.mark(), augmentation, trainer.args.seed]
+    machine = [torch.__version__, trainer.args.device.type, trainer.accelerator.mixed_precision]
+    digest.update(json.dumps([VERSION, cut.boundary, views, *pixels, *machine, *photos]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether so many bytes of activations lie there, and behind them their own checksum."""
+    if not path.is_file() or path.stat().st_size != size + CHECKSUM_BYTES:
+        return False
+    with path.open("rb") as file:
+        return checksum_of(file, size) == int.from_bytes(file.read())
+
+
+def _fill(trainer: ImageTrainer, cut: Cut, path: Path, views: int) -> None:
+    """Write the activations, view after view, then those of validation; the file has its name once it is whole."""
+    drawn = [batch for view in range(views) for batch in batches_of(trainer.train_dataset, view)]
+    exact = batches_of(trainer.eval_dataset, None)
+    boundary, checksum = cut.model.get_submodule(cut.boundary), 0
+    bar = tqdm(total=len(drawn) + len(exact), desc="frozen blocks", unit="batch", delay=2, leave=False, disable=None)
+    try:
+        with written_whole(path) as begun, begun.open("wb") as file, bar:
+            for dataset, batches in ((trainer.train_dataset, drawn), (trainer.eval_dataset, exact)):
+                for activation in activations(trainer, boundary, dataset, batches):
+                    content = _as_float16(activation)
+                    checksum = zlib.crc32(content, checksum)
+                    file.write(content)
+                    bar.update()
+            file.write(checksum.to_bytes(CHECKSUM_BYTES))
+            force_to_disk(file)
+    except OSError as error:
+        raise StorageError(
+            f"{path.parent} cannot hold the cached views ({error}); make room or leave --cached_views out"
+        ) from error
+
+
+def _as_float16(activation: torch.Tensor) -> bytes:
+    stored = activation.half()
+    if not torch.isfinite(stored).all():
+        raise _Off("its activations are too large for float16")
+    return stored.contiguous().numpy().tobytes()

@@ -1,0 +1,40 @@
+"""What is minimized?"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from agritransfer.errors import UsageError
+
+
+def classification_loss(class_weights: torch.Tensor | None, label_smoothing: float) -> Callable[..., torch.Tensor]:
+    """Cross-entropy for whole labels or the shares of mixed photos, summed over all that one optimizer step sees.
+
+    The labels stay out of the model's own forward, which would take shares for a multi-label task and say so in
+    its saved configuration.
+    """
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        logits = outputs["logits"].float()
+        weights = None if class_weights is None else class_weights.to(logits.device)
+        total = nn.functional.cross_entropy(
+            logits, labels, weight=weights, label_smoothing=label_smoothing, reduction="sum"
+        )
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
+def class_weights(kind: Literal["none", "balanced"], counts: dict[str, int] | None) -> torch.Tensor | None:
+    """`balanced`: weights of shape (labels,), inverse to how often a class occurs, 1 on average over the photos.
+
+    `counts` has the train photos of each label, in the order of the labels. Raises `UsageError` where there are none.
+    """
+    if kind == "none":
+        return None
+    if counts is None:
+        raise UsageError("the shards do not tell how rare a class is; leave --class_weights out, or stream parquet")
+    photos = torch.tensor(list(counts.values()), dtype=torch.float)
+    return photos.sum() / (len(photos) * photos)

@@ -1,0 +1,315 @@
+"""What does a run leave behind?
+
+The folder is the contract with everything that comes later: a plain transformers model, `results.json`, which file went
+where, every scored photo, figures, and `status.json`.
+"""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from agritransfer.arguments import DataArguments
+from agritransfer.data.dataset import SPLITS, Splits, write_splits_file
+from agritransfer.data.readers.source import Photo
+from agritransfer.errors import DataError, DivergedError, Preempted, PublishError, StorageError, UsageError
+from agritransfer.evaluation.calibration import calibrated_probabilities, confidence_bins
+from agritransfer.evaluation.inference import predict
+from agritransfer.evaluation.plots import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
+from agritransfer.evaluation.predictions import write_predictions
+from agritransfer.evaluation.results import KNOWN_FILE, read_results, results_table, score_splits
+from agritransfer.images.decoding import decode_photo
+from agritransfer.images.pixel_cache import PixelStore
+from agritransfer.models.loading import load_classifier
+from agritransfer.runtime.command_line import settings_line
+from agritransfer.runtime.process import prepare_process, say
+from agritransfer.runtime.profiling import PeakMemory
+from agritransfer.training.checkpoints import free_name
+from agritransfer.training.preemption import broken_in, preemptible
+from agritransfer.training.trainer import ImageTrainer
+
+SCHEMA = 1
+PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in progress: its arguments (the data's first, the Trainer's last), its folder, the memory of each stage."""
+
+    arguments: tuple[Any, ...]
+    folder: Path
+    memory: PeakMemory
+
+    @property
+    def data_args(self) -> DataArguments:
+        """Which photos, and what happens to them."""
+        return self.arguments[0]
+
+    def end_stage(self, stage: str, *lines: str) -> None:
+        """Print these lines and the peak memory of the stage that they end."""
+        say(*lines, self.memory.line(stage))
+
+
+@contextmanager
+def start_run(*arguments: Any) -> Iterator[Run]:
+    """Claim `output_dir` for this run, and say in `status.json` and in the exit code how it ended.
+
+    A finished run, started again by the same command, prints its results and ends with 0.
+    """
+    args, restart = arguments[-1], arguments[0].restart
+    prepare_process(args)
+    folder = Path(args.output_dir)
+    try:
+        _check_unused(folder, restart, args.push_to_hub)
+    except UsageError as error:
+        sys.exit(_say(error))
+    PartialState().wait_for_everyone()
+    if args.should_save:
+        if restart and folder.exists():
+            print(f"the earlier run is put aside as {folder.rename(free_name(folder))}")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_status(folder, "running", None)
+    with preemptible(), _reported(folder, args.should_save):
+        say(settings_line(*arguments))
+        yield Run(arguments, folder, PeakMemory())
+
+
+@contextmanager
+def _reported(folder: Path, writes: bool) -> Iterator[None]:
+    """Turn how a run ended into `status.json`, one line and an exit code."""
+    state, exit_code = "failed", 1
+    try:
+        yield
+        state, exit_code = "done", 0
+    except Preempted as error:
+        state, exit_code = "preempted", error.exit_code
+        sys.exit(_say(error, "preempted: ", "; run the same command again to go on"))
+    except KeyboardInterrupt:
+        # What a shell says of a process that Ctrl-C ended.
+        state, exit_code = "interrupted", 130
+        sys.exit(exit_code)
+    except PublishError as error:
+        state, exit_code = "not published", error.exit_code
+        sys.exit(_say(error))
+    except (UsageError, DataError, DivergedError, StorageError) as error:
+        exit_code = error.exit_code
+        sys.exit(_say(error))
+    finally:
+        if writes:
+            _write_status(folder, state, exit_code)
+
+
+def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
+    if restart or not (folder / "results.json").exists():
+        return
+    results = read_results(folder)
+    if results["command"] != command_line():
+        told = _differences(results["command"], command_line())
+        raise UsageError(f"{folder} holds another finished run: {told}; choose a new --output_dir or add --restart")
+    say(f"{folder} is finished; its results:\n{results_table(results)}")
+    if push_to_hub and not (folder / "published.json").exists():
+        again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
+        sys.exit(_say(PublishError(f"it is not published yet; {again}")))
+    sys.exit(0)
+
+
+def _differences(then: str, now: str) -> str:
+    """What two commands have in different ways, flag by flag."""
+    was, asked = _flags_of(then), _flags_of(now)
+    names = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
+    told = (f"{name} was {was.get(name, 'not given')}, is {asked.get(name, 'not given')}" for name in names)
+    return "; ".join(told) or "the same flags in another order"
+
+
+def _flags_of(command: str) -> dict[str, str]:
+    """The words after each flag; under "script" those before the first."""
+    flags, name = {"script": []}, "script"
+    for word in shlex.split(command):
+        flag, given, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        name = flag or name
+        flags.setdefault(name, [])
+        flags[name] += [value] if given or not flag else []
+    return {name: " ".join(words) or "set" for name, words in flags.items()}
+
+
+def _say(error: Exception | Preempted, before: str = "error: ", after: str = "") -> int:
+    if PartialState().is_main_process:
+        print(f"{Path(sys.argv[0]).name}: {before}{error}{after}", file=sys.stderr)
+    return error.exit_code
+
+
+def _write_status(folder: Path, state: str, exit_code: int | None) -> None:
+    (folder / "status.json").write_text(json.dumps({"state": state, "exit_code": exit_code}) + "\n")
+
+
+def command_line() -> str:
+    """The command that started this process: a script, or `agritransfer` with the name of one."""
+    program = Path(sys.argv[0])
+    return shlex.join([*(["python", program.name] if program.suffix else sys.argv[0].split()), *sys.argv[1:]])
+
+
+def score_run(
+    trainer: ImageTrainer, splits: Splits, shift: Splits | None, store: PixelStore
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Logits and features of the saved model, loaded as anyone loads it; the test is seen only here, and once."""
+    PartialState().wait_for_everyone()
+    model, processor = load_classifier(Path(trainer.args.output_dir))
+    batch_size = trainer.args.per_device_eval_batch_size
+    sources = {"validation": splits, "test": splits} | ({"shift": shift} if shift else {})
+    return {split: predict(model, s.dataset(split, processor, store), batch_size) for split, s in sources.items()}
+
+
+def write_results(
+    run: Run,
+    trainer: ImageTrainer,
+    splits: Splits,
+    shift: Splits | None,
+    outputs: dict[str, tuple[np.ndarray, np.ndarray]],
+    base_model: dict | None,
+) -> None:
+    """Write `results.json`, `splits.csv`, `predictions.csv`, what the model knows and the figures; print the table."""
+    if not trainer.args.should_save:
+        return
+    folder, memory = run.folder, run.memory
+    run.end_stage("scoring")
+    sources = {split: shift if split == "shift" else splits for split in outputs}
+    scores, calibration, known = score_splits(outputs, sources, run.data_args.target_error)
+    if shift:
+        scores["shift"] = {"name": shift.name, **scores["shift"]}
+    results = {
+        "schema": SCHEMA,
+        "strategy": run.arguments[-2].strategy,
+        "base_model": base_model,
+        **_data_facts(splits, [*splits.broken, *broken_in(trainer.state)]),
+        "validation": scores["validation"],
+        "test": scores["test"],
+        "shift": scores.get("shift"),
+        "calibration": calibration,
+        "training": _training_facts(trainer, load_classifier(folder)[0].num_parameters(), memory),
+        "environment": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+            "git_commit": _commit(),
+        },
+        "command": command_line(),
+    }
+    write_splits_file(folder / "splits.csv", splits)
+    write_predictions(
+        folder / "predictions.csv",
+        {split: (sources[split].of(split), logits) for split, (logits, _) in outputs.items()},
+        splits.labels,
+    )
+    if known is not None:
+        known.save(folder / KNOWN_FILE)
+    _draw_figures(folder / "figures", trainer, splits, outputs["test"][0], results)
+    # Last, so that a folder with results is a whole one.
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(results_table(results))
+    print(f"\nwritten to {folder}: the model, results.json, splits.csv, predictions.csv, figures/")
+    print(f'use it: pipeline("image-classification", model="{folder}")')
+    print(f'or, with "not sure": python -m agritransfer predict {folder} PHOTOS')
+
+
+def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
+    return {
+        "dataset": {
+            "name": splits.name,
+            "revision": splits.revision,
+            "fingerprint": splits.fingerprint,
+            "labels": splits.labels,
+            "counts": {split: splits.label_counts(split) for split in SPLITS},
+            "streamed": splits.stream is not None,
+        },
+        "splits": {
+            "method": splits.method,
+            "seed": splits.seed,
+            "leakage": {
+                # Streamed train photos were not looked at before training.
+                "found": None if splits.stream else len(splits.leaked),
+                "dropped": len(splits.leaked) if splits.leaks_dropped else 0,
+            },
+            "broken": {"found": len(broken), "skipped": len(broken)},
+        },
+    }
+
+
+def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMemory) -> dict[str, Any]:
+    state = trainer.state
+    speed = next(entry for entry in reversed(state.log_history) if "train_runtime" in entry)
+    # A cache that had to be filled, or a head that was solved first, is part of what training took.
+    seconds = sum(trainer.times.seconds.values())
+    photos = speed["train_runtime"] * speed["train_samples_per_second"]
+    on_gpu = trainer.args.device.type == "cuda"
+    best_step = state.best_global_step or state.global_step
+    # A solved head has a penalty in place of a step.
+    penalties = {entry["step"]: entry["penalty"] for entry in state.log_history if "penalty" in entry}
+    return {
+        "epochs": round(state.epoch, 4),
+        "steps": state.global_step,
+        "best_step": best_step,
+        "penalty": penalties.get(best_step),
+        "seconds": round(seconds, 1),
+        "images_per_second": round(photos / seconds, 2),
+        "peak_memory_bytes": memory.highest(on_gpu),
+        "trainable_parameters": trainer.trainable_parameters,
+        "total_parameters": total_parameters,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "num_processes": trainer.args.world_size,
+    }
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        # A downloaded archive has no history.
+        return None
+
+
+def _draw_figures(folder: Path, trainer: ImageTrainer, splits: Splits, logits: np.ndarray, results: dict) -> None:
+    folder.mkdir(exist_ok=True)
+    test, temperature = results["test"], results["calibration"]["temperature"]
+    title = f"Test: accuracy {test['accuracy']:.3f}, {test['n']} photos"
+    draw_confusion_matrix(folder / "confusion_matrix.png", test["confusion_matrix"], splits.labels, title)
+    best_step = trainer.state.best_global_step or trainer.state.global_step
+    draw_training_curves(folder / "training_curves.png", trainer.state.log_history, best_step)
+    photos, truth = splits.of("test"), np.array(splits.label_indices("test"))
+    raw, calibrated = (calibrated_probabilities(logits, t) for t in (1.0, temperature))
+    draw_reliability(
+        folder / "reliability.png",
+        {
+            f"as trained, error {test['ece']:.3f}": confidence_bins(raw, truth),
+            f"calibrated, error {test['ece_calibrated']:.3f}": confidence_bins(calibrated, truth),
+        },
+    )
+    confidence, answers = calibrated.max(axis=1), logits.argmax(axis=1)
+    wrong = sorted(np.flatnonzero(answers != truth), key=lambda i: -confidence[i])
+    worst = [
+        (
+            _picture(splits, photos[i]),
+            f"answer: {splits.labels[answers[i]]} ({confidence[i]:.0%})",
+            f"truth: {photos[i].label}",
+        )
+        for i in wrong[:12]
+    ]
+    draw_gallery(folder / "errors.png", worst, f"The surest of {len(wrong)} wrong answers on {len(photos)} test photos")
+
+
+def _picture(splits: Splits, photo: Photo) -> Image.Image:
+    image = splits.images[photo.row]["image"]
+    picture = decode_photo(image["bytes"] or image["path"])
+    picture.thumbnail((320, 320))
+    return picture

@@ -1,0 +1,55 @@
+"""How are trained weights saved, and are the saved ones the same?"""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import BaseImageProcessor, TimmWrapperImageProcessor
+
+from agritransfer.data.dataset import Splits
+from agritransfer.images.photo_dataset import collate
+from agritransfer.images.preprocessing import normalization
+from agritransfer.models.loading import load_classifier
+from agritransfer.models.lora import load_adapter, merge_lora
+from agritransfer.training.trainer import ImageTrainer
+
+# Two ways through the same float32 weights differ by rounding only.
+LOGIT_TOLERANCE = 1e-3
+
+
+def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Splits, base_model: dict | None) -> None:
+    """Write the trained weights as a plain transformers model, for LoRA also `adapter/`, and prove them the same.
+
+    Raises `RuntimeError` when the files do not give the trained model's logits.
+    """
+    folder, model = Path(trainer.args.output_dir), trainer.accelerator.unwrap_model(trainer.model)
+    if not trainer.args.should_save:
+        return
+    sample = splits.dataset("validation", processor)
+    mean, std = normalization(processor)
+    pixels = (collate([sample[i] for i in range(min(8, len(sample)))])["pixel_values"] - mean) / std
+    model = model.float().cpu().eval()
+    trained = _logits(model, pixels)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder / "adapter")
+        # The adapter alone would answer with the base model's labels.
+        model.get_base_model().config.save_pretrained(folder / "adapter")
+        (folder / "adapter" / "README.md").unlink()
+        _check_same(trained, _logits(load_adapter(folder / "adapter", base_model, processor), pixels), "the adapter")
+        model = merge_lora(model)
+    model.save_pretrained(folder)
+    # The processor of a timm model is part of config.json.
+    if not isinstance(processor, TimmWrapperImageProcessor):
+        processor.save_pretrained(folder)
+    _check_same(trained, _logits(load_classifier(folder)[0], pixels), "the saved model")
+
+
+def _logits(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(pixel_values=pixels).logits
+
+
+def _check_same(trained: torch.Tensor, loaded: torch.Tensor, what: str) -> None:
+    difference = (trained - loaded).abs().max().item()
+    if difference > LOGIT_TOLERANCE * max(1.0, trained.abs().max().item()):
+        raise RuntimeError(f"{what} differs from the trained one by {difference:.3g} in its logits; do not use it")

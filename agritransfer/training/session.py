@@ -1,0 +1,53 @@
+"""How are model, photos and flags put together and trained?"""
+
+from typing import Any
+
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from agritransfer.data.dataset import Splits
+from agritransfer.evaluation.metrics import compute_metrics
+from agritransfer.images.augmentation import build_augmentation
+from agritransfer.images.pixel_cache import PixelStore
+from agritransfer.images.preprocessing import processor_image_size
+from agritransfer.runtime.process import say
+from agritransfer.training.activation_cache import frozen_prefix
+from agritransfer.training.losses import class_weights
+from agritransfer.training.resume import checkpoint_to_resume, run_settings
+from agritransfer.training.run import Run
+from agritransfer.training.trainer import ImageTrainer
+
+
+def build_trainer(
+    run: Run,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    splits: Splits,
+    store: PixelStore,
+    base_model: dict[str, Any] | None,
+    parameter_groups: list[dict] | None = None,
+) -> ImageTrainer:
+    """The trainer of a run on these splits, their photos decoded once into the store."""
+    data_args = run.data_args
+    train_photos = splits.training_photos(processor, data_args.augmentation, store)
+    validation_photos = splits.dataset("validation", processor, store)
+    say(store.line())
+    return ImageTrainer(
+        model=model,
+        args=run.arguments[-1],
+        settings=run_settings(splits, base_model, *run.arguments),
+        processor=processor,
+        train_dataset=train_photos,
+        eval_dataset=validation_photos,
+        augment=build_augmentation(data_args.augmentation, processor_image_size(processor), len(splits.labels)),
+        class_weights=class_weights(data_args.class_weights, splits.label_counts("train")),
+        early_stopping_patience=data_args.early_stopping_patience,
+        parameter_groups=parameter_groups,
+        compute_metrics=compute_metrics,
+    )
+
+
+def train(run: Run, trainer: ImageTrainer, splits: Splits, store: PixelStore) -> None:
+    """Train, from the last complete checkpoint where there is one; frozen layers run once with `--cached_views`."""
+    views, augmentation = run.data_args.cached_views, run.data_args.augmentation
+    with frozen_prefix(trainer, splits, views, augmentation, store.limit):
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args, trainer.settings))
