@@ -25,7 +25,7 @@ CHECKPOINT_BRANCH = "last-checkpoint"
 
 
 def upload_checkpoints(run: Run, trainer: ImageTrainer, destination: Destination | None) -> None:
-    """Let the trainer upload what it saves, as `--hub_strategy` asks, and fetch the last checkpoint where there is none.
+    """Let the trainer upload what it saves, as `--hub_strategy` asks; fetch the last checkpoint where there is none.
 
     Without a destination nothing happens.
     """
