@@ -1,6 +1,6 @@
 """How far does each strategy fall from the lab to the field? One figure from the results of finished runs.
 
-    python -m benchmarks.lab_and_field runs/compare-cardamom_lab/*-seed* --output docs/images/lab_and_field.png
+    python -m benchmarks.lab_and_field runs/compare-cardamom_lab/*-seed? --output docs/images/lab_and_field.png
 
 Reads results.json of every run and nothing else. A dot is the mean macro F1 over the seeds, a tick is one seed, and a
 bar is the 95 % interval. The runs must share their photos; each strategy may have several seeds.
