@@ -127,10 +127,9 @@ def main() -> None:
     processor = load_processor(model_name, None, IMAGE_SIZE)
     model = load_pretrained(model_name, None, splits.labels, IMAGE_SIZE)
     labels = np.array([splits.labels.index(photo.label) for photo in splits.photos])
-    rows = [photo.row for photo in splits.photos]
-    _, features = predict(
-        model, PhotoDataset(splits.images, rows, labels.tolist(), EvaluationPixels(processor)), batch_size=64
-    )
+    rows, files = [photo.row for photo in splits.photos], [photo.file for photo in splits.photos]
+    dataset = PhotoDataset(splits.images, rows, labels.tolist(), files, EvaluationPixels(processor))
+    _, features = predict(model, dataset, batch_size=64)
     group_of = {place: f"group {number}" for number, group in enumerate(groups) for place in group}
     names = [group_of.get(place, f"photo {place}") for place in range(len(photos))]
     for kind, of in (("divide copies", [""] * len(photos)), ("keep copies together", names)):

@@ -34,12 +34,12 @@ def outputs_of(folder: Path, strangers: str) -> dict[str, tuple[np.ndarray, np.n
     sets = {split: splits.dataset(split, processor) for split in ("validation", "test")}
     if results["shift"]:
         field = read_source(results["shift"]["name"])
-        sets["field"] = PhotoDataset(
-            field.images, [p.row for p in field.photos], [0] * len(field.photos), EvaluationPixels(processor)
-        )
+        rows, files = [photo.row for photo in field.photos], [photo.file for photo in field.photos]
+        sets["field"] = PhotoDataset(field.images, rows, [0] * len(rows), files, EvaluationPixels(processor))
     others = sorted(Path(strangers).rglob("*.jpg"))
     images = [{"image": {"path": str(path), "bytes": None}} for path in others]
-    sets["others"] = PhotoDataset(images, range(len(others)), [0] * len(others), EvaluationPixels(processor))
+    names = [path.name for path in others]
+    sets["others"] = PhotoDataset(images, range(len(images)), [0] * len(images), names, EvaluationPixels(processor))
     return {name: predict(model, photos, BATCH_SIZE) for name, photos in sets.items()}
 
 

@@ -12,6 +12,7 @@ from conftest import ROOT, put_photos
 
 from benchmarks.__main__ import MEASUREMENTS
 from benchmarks.head_first import error_ratio
+from benchmarks.lab_and_field import describe, draw, mean_score, read_runs
 from benchmarks.runs import Run
 from benchmarks.time_to_score import reached
 from benchmarks.timing import compare, interval_of_median, table, take_turns
@@ -125,3 +126,39 @@ def test_the_time_to_a_score_is_when_it_was_first_reached_as_it_is_printed():
     assert ratio.ratio == 40 / 25 and note == ""
     ratio, note = reached("photos", "recipe", [recipe], "ours", [Run(Path("best"), 9.0, [(9.0, 1.0)], 1.0)])
     assert ratio is None and "in 1 of 1 turns recipe did not reach the score of ours (1.000 on average)" in note
+
+
+def put_results(folder: Path, strategy: str, seed: int, lab: float, field: float) -> Path:
+    results = {
+        "strategy": strategy,
+        "base_model": None if strategy == "scratch" else {"name": "models/vit"},
+        "dataset": {"name": "data/leaves_lab", "fingerprint": "f"},
+        "test": {"n": 40, "macro_f1": lab, "macro_f1_ci95": [lab - 0.1, lab + 0.05]},
+        "shift": {"name": "leaves_field", "n": 20, "macro_f1": field, "macro_f1_ci95": [field - 0.1, field + 0.1]},
+        "training": {"epochs": 5},
+        "command": f"python train.py --image_size 96 --seed {seed}",
+    }
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_the_lab_and_field_figure_is_drawn_from_results_with_intervals_over_photos_and_seeds(tmp_path):
+    folders = [put_results(tmp_path / f"lora-{seed}", "lora", seed, 0.9, 0.7 + seed / 10) for seed in range(3)]
+    folders.append(put_results(tmp_path / "scratch-0", "scratch", 0, 0.5, 0.3))
+    runs = read_runs(folders)
+    lab, field = mean_score(runs[:3], "test"), mean_score(runs[:3], "shift")
+    # Equal seeds: the interval is that over the photos; unequal ones widen it.
+    assert (lab.low, lab.mean, lab.high) == pytest.approx((0.8, 0.9, 0.95))
+    assert field.mean == pytest.approx(0.8)
+    assert 0.65 < field.low < 0.7 and 0.9 < field.high < 0.95
+    said = describe(runs)
+    assert "40 test photos of leaves_lab and 20 photos of leaves_field" in said
+    assert "vit at 96 px; from scratch: ViT tiny; 5 epochs; mean of 3 seeds" in said
+    draw(tmp_path / "images/figure.png", runs)
+    assert 5_000 < (tmp_path / "images/figure.png").stat().st_size < 300_000
+    other = put_results(tmp_path / "other", "head", 0, 0.9, 0.8)
+    changed = json.loads((other / "results.json").read_text()) | {"shift": None}
+    (other / "results.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="other has no field scores; train it with --shift_dataset_name"):
+        read_runs([*folders, other])
