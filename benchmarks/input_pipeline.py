@@ -27,7 +27,6 @@ from agritransfer.arguments import DataArguments, FinetuneArguments, ModelArgume
 from agritransfer.data.dataset import load_splits
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.pixel_cache import PixelStore
-from agritransfer.images.preprocessing import normalization
 from agritransfer.models.loading import load_processor
 from agritransfer.runtime.command_line import parse_args
 from agritransfer.training.trainer import ImageTrainer
@@ -75,7 +74,7 @@ def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], list[str
     processor = load_processor(str(ROOT / "sample/vit"), None, SIDE)
     # timm leaves out a last batch that is not full.
     batch = min(BATCH, len(photos_below(folder / "train")))
-    mean, std = ((of.flatten() / 255).tolist() for of in normalization(processor))
+    mean, std = ((of.flatten() / 255).tolist() for of in processor.normalization)
     ours = {f"ours, {kind}": our_epochs(folder, kind, batch) for kind in ("light", "crop")}
     peers: dict[str, Epoch] = {}
     for workers in (0,) if args.cores == 1 else (1, 2):

@@ -27,7 +27,6 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
-from agritransfer.images.preprocessing import normalization, processor_image_size
 from agritransfer.models.loading import load_pretrained, load_processor
 from agritransfer.models.lora import add_lora
 from agritransfer.runtime.process import begin_process, physical_cores
@@ -56,7 +55,7 @@ def main() -> None:
         print(json.dumps(measure(*args.measure, args)))
         return
     facts, ratios, notes = machine(), [], []
-    side = processor_image_size(load_processor(str(args.model), None, args.image_size))
+    side = load_processor(str(args.model), None, args.image_size).image_size
     for kind, aim in AIMS.items():
         question = f"training step, {kind}, {args.model.name} at {side} pixels, batches of {args.batch}"
         measured = {name: [] for name in (OURS, *([COMPILED] if args.compiled else []), TRAINER)}
@@ -90,7 +89,7 @@ def measure(name: str, kind: str, args: Any) -> dict[str, float]:
         begin_process()
     torch.set_num_threads(physical_cores())
     processor = load_processor(str(args.model), None, args.image_size)
-    side = processor_image_size(processor)
+    side = processor.image_size
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (args.batch * args.steps, 3, side, side), dtype=torch.uint8, generator=random)
     trainer_of, watch = plain if name == TRAINER else ours, Stopwatch()
@@ -130,7 +129,7 @@ def ours(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: Tra
 
 def plain(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: TrainingArguments) -> Trainer:
     """transformers' Trainer on the normalised pixels."""
-    mean, std = normalization(processor)
+    mean, std = processor.normalization
     photos = [
         {"pixel_values": (photo - mean) / std, "label": place % len(LABELS)} for place, photo in enumerate(pixels)
     ]

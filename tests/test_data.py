@@ -12,7 +12,7 @@ from transformers import ViTImageProcessor
 from agritransfer.data.dataset import SPLITS, Splits, counts_table, load_shift_photos, load_splits, write_splits_file
 from agritransfer.errors import DataError, UsageError
 from agritransfer.images.decoding import decode_photo
-from agritransfer.images.preprocessing import photo_pixels
+from agritransfer.images.preprocessing import describe_processor
 
 LEAVES = {"blight": 40, "healthy": 20, "rust": 10}
 
@@ -78,12 +78,12 @@ def test_a_class_too_small_to_be_cut_is_named(tmp_path):
 def test_an_item_for_training_is_the_photo_and_the_place_of_its_label(tmp_path):
     put_classes(tmp_path, **LEAVES)
     splits = load_splits(str(tmp_path))
-    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    processor = describe_processor(ViTImageProcessor(size={"height": 8, "width": 8}))
     dataset = splits.dataset("validation", processor)
     assert len(dataset) == 11
     for photo, item in zip(splits.of("validation"), (dataset[i] for i in range(11)), strict=True):
         assert splits.labels[item["labels"]] == photo.label == photo.file.split("/")[0]
-        assert torch.equal(item["pixel_values"], photo_pixels(processor, decode_photo(tmp_path / photo.file)))
+        assert torch.equal(item["pixel_values"], processor.pixels(decode_photo(tmp_path / photo.file)))
 
 
 def test_nested_labels_of_one_last_name_stay_two_classes(tmp_path):

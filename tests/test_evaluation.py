@@ -29,6 +29,7 @@ from agritransfer.evaluation.metrics import ClassificationMetric, compute_metric
 from agritransfer.evaluation.predictions import write_predictions
 from agritransfer.evaluation.results import score
 from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
+from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 
 LABELS = ["healthy", "mosaic", "rust"]
 
@@ -191,7 +192,7 @@ def test_photos_of_one_group_count_as_one_case():
     assert accuracy_interval(np.full(20, True), ["copies"] * 20) == wilson_interval(20, 20)
 
 
-def photo_dataset(count: int, processor: ViTImageProcessor) -> tuple[PhotoDataset, list[Image.Image]]:
+def photo_dataset(count: int, processor: PhotoProcessor) -> tuple[PhotoDataset, list[Image.Image]]:
     """Photos of noise, in a store whose order is not that of the split."""
     random, images, store = np.random.default_rng(0), [], []
     for _ in range(count):
@@ -213,13 +214,15 @@ def test_logits_are_those_of_a_plain_forward_in_the_order_of_the_photos():
     )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.2, 0.4, 0.6], image_std=[0.3] * 3)
+    processor = describe_processor(
+        ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.2, 0.4, 0.6], image_std=[0.3] * 3)
+    )
     dataset, images = photo_dataset(10, processor)
     # Ten photos in batches of four: the last one is not full. The model comes as training left it, with dropout.
     predicted, features = predict(model.train(), dataset, batch_size=4)
     assert (predicted.shape, predicted.dtype) == ((10, 3), np.float32)
     with torch.no_grad():
-        expected = [model.eval()(**processor(image, return_tensors="pt")).logits[0].numpy() for image in images]
+        expected = [model.eval()(**processor.library(image, return_tensors="pt")).logits[0].numpy() for image in images]
     assert np.allclose(predicted, expected, atol=1e-4)
     assert np.std(expected, axis=0).min() > 1e-2
     # The features are what the head is given: its weights turn them into the logits.

@@ -31,7 +31,6 @@ from agritransfer.hub.export.onnx import write_model
 from agritransfer.hub.export.parity import deletion_test, hide_cells
 from agritransfer.hub.export.quantization import quantization_methods, quantize, refusal
 from agritransfer.images.decoding import decode_photo
-from agritransfer.images.preprocessing import normalization, photo_pixels
 from agritransfer.models.attribution import CELL_BY_CELL, EXACT, HELD_NORM, LAST_ATTENTION, ExplainedClassifier
 from agritransfer.models.loading import load_classifier
 
@@ -156,9 +155,9 @@ def test_one_file_answers_as_torch_does_for_any_batch(kind, tmp_path):
 
 def leaf_batches(processor) -> list[tuple[np.ndarray, np.ndarray]]:
     """The 80 drawn validation leaves as a network takes them; their labels are not those of the backbones."""
-    mean, std = normalization(processor)
+    mean, std = processor.normalization
     files = sorted((ROOT / "sample/leaves/validation").rglob("*.jpg"))
-    photos = torch.stack([photo_pixels(processor, decode_photo(file)) for file in files])
+    photos = torch.stack([processor.pixels(decode_photo(file)) for file in files])
     return [(((photos - mean) / std).numpy(), np.zeros(len(photos)))]
 
 

@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     BeitConfig,
     BeitForImageClassification,
@@ -37,7 +36,6 @@ from transformers import (
 )
 
 from agritransfer.errors import UsageError
-from agritransfer.images.preprocessing import processor_image_size
 from agritransfer.models.loading import load_pretrained, load_processor, set_image_size
 from agritransfer.models.scratch import build_from_scratch
 from agritransfer.models.structure import find_head
@@ -213,8 +211,8 @@ def test_the_head_is_the_last_linear_layer_with_one_number_a_label():
 
 def test_the_processor_is_loaded_for_the_side_asked_for(tmp_path):
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    assert processor_image_size(load_processor(str(tmp_path), None, None)) == 32
-    assert processor_image_size(load_processor(str(tmp_path), None, 48)) == 48
+    assert load_processor(str(tmp_path), None, None).image_size == 32
+    assert load_processor(str(tmp_path), None, 48).image_size == 48
     with pytest.raises(UsageError, match="the image processor of .*nowhere.* could not be loaded"):
         load_processor(str(tmp_path / "nowhere"), None, None)
 
@@ -307,10 +305,10 @@ def test_a_timm_network_and_its_processor_change_size_together(tmp_path):
     resized = load_pretrained(str(tmp_path / "old"), None, LABELS, 64)
     assert list(resized.config.pretrained_cfg["input_size"]) == [3, 64, 64]
     resized.save_pretrained(tmp_path / "new")
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "new")
-    assert processor_image_size(processor) == 64
+    processor = load_processor(str(tmp_path / "new"), None, None)
+    assert processor.image_size == 64
     photo = Image.fromarray(np.random.default_rng(0).integers(256, size=(90, 120, 3), dtype=np.uint8))
-    assert processor(photo, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+    assert processor.library(photo, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -330,19 +328,19 @@ def test_a_network_from_scratch_has_its_size_and_fits_its_processor(model_type, 
     assert model.config.model_type == model_type
     assert model.config.id2label == dict(enumerate(LABELS))
     photo = Image.new("RGB", (120, 150), "green")
-    batch = processor(photo, return_tensors="pt")["pixel_values"]
+    batch = processor.library(photo, return_tensors="pt")["pixel_values"]
     assert batch.shape == (1, 3, 96, 96)
-    assert processor_image_size(processor) == model.config.image_size == 96
+    assert processor.image_size == model.config.image_size == 96
     assert logits(model, batch).shape == (1, 3)
 
 
 def test_a_network_from_scratch_takes_the_size_asked_for():
     large, processor = build_from_scratch("vit", "nano", LABELS, 160)
-    assert (large.config.patch_size, large.config.image_size, processor_image_size(processor)) == (16, 160, 160)
+    assert (large.config.patch_size, large.config.image_size, processor.image_size) == (16, 160, 160)
     with pytest.raises(UsageError, match="use 96 or 104"):
         build_from_scratch("vit", "nano", LABELS, 100)
     convolutional, processor = build_from_scratch("convnextv2", "nano", LABELS, 100)
-    assert processor_image_size(processor) == 100
+    assert processor.image_size == 100
     assert logits(convolutional, pixels(100)).shape == (2, 3)
 
 

@@ -18,9 +18,10 @@ from agritransfer.errors import StorageError
 from agritransfer.images import pixel_cache as pixel_store
 from agritransfer.images.photo_dataset import PhotoDataset, collate
 from agritransfer.images.pixel_cache import PixelStore, StoredPixels
+from agritransfer.images.preprocessing import describe_processor
 from agritransfer.runtime import disk_cache as caches
 
-PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32})
+PROCESSOR = describe_processor(ViTImageProcessor(size={"height": 32, "width": 32}))
 # 36 photos of 40 x 30 pixels, of which 24 are trained on: 37 pixels high and 49 wide with their margin.
 BYTES = 24 * 37 * 49 * 3
 
@@ -88,8 +89,8 @@ def test_other_photos_other_sizes_and_other_processors_have_stores_of_their_own(
     splits.training_photos(PROCESSOR, "light", store)
     splits.training_photos(PROCESSOR, "strong", store)
     assert len(list(cache.iterdir())) == 1
-    splits.training_photos(ViTImageProcessor(size={"height": 48, "width": 48}), "light", store)
-    for processor in (PROCESSOR, ViTImageProcessor(size={"height": 32, "width": 32}, resample=3)):
+    splits.training_photos(describe_processor(ViTImageProcessor(size={"height": 48, "width": 48})), "light", store)
+    for processor in (PROCESSOR, describe_processor(ViTImageProcessor(size={"height": 32, "width": 32}, resample=3))):
         splits.dataset("test", processor, store)
     splits.dataset("validation", PROCESSOR, store)
     assert len(list(cache.iterdir())) == 5
@@ -145,7 +146,9 @@ def test_without_room_photos_are_decoded_as_they_are_used(splits, cache, decoded
 
 
 def test_the_longest_unused_store_makes_room_and_never_one_of_this_day(splits, cache):
-    processors = [ViTImageProcessor(size={"height": side, "width": side}) for side in (32, 33, 34, 35)]
+    processors = [
+        describe_processor(ViTImageProcessor(size={"height": side, "width": side})) for side in (32, 33, 34, 35)
+    ]
     for days, processor in ((3, processors[0]), (2, processors[1]), (0, processors[2])):
         before = set(cache.iterdir()) if cache.exists() else set()
         splits.training_photos(processor, "light", PixelStore("auto", 1))

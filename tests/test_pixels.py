@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
-    BaseImageProcessor,
     BitImageProcessor,
     ConvNextImageProcessor,
     TimmWrapperConfig,
@@ -23,7 +22,7 @@ from transformers import (
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.photo_dataset import EvaluationPixels, WholePhotos, collate, training_pixels
-from agritransfer.images.preprocessing import normalization, photo_pixels, processor_image_size, resize_processor
+from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 # One processor of every kind: whole photo squashed, centre cut out, shortest edge then crop.
@@ -53,9 +52,13 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def saved_and_loaded(processor: BaseImageProcessor, folder: Path) -> BaseImageProcessor:
-    processor.save_pretrained(folder)
-    return AutoImageProcessor.from_pretrained(folder)
+def saved_and_loaded(processor: PhotoProcessor, folder: Path) -> PhotoProcessor:
+    processor.save(folder)
+    return described(folder)
+
+
+def described(folder: Path) -> PhotoProcessor:
+    return describe_processor(AutoImageProcessor.from_pretrained(folder))
 
 
 def timm_model(**pretrained_cfg: object) -> TimmWrapperForImageClassification:
@@ -64,39 +67,37 @@ def timm_model(**pretrained_cfg: object) -> TimmWrapperForImageClassification:
     return TimmWrapperForImageClassification(config)
 
 
-def check_pixels_of(processor: BaseImageProcessor, size: int) -> None:
+def check_pixels_of(processor: PhotoProcessor, size: int) -> None:
     """Our path from photo to model input gives what the processor gives, to one step of 8 bits."""
     photos = [noise(150, 100), noise(90, 160), noise(700, 300), noise(64, 64)]
-    batch = collate(
-        [{"pixel_values": photo_pixels(processor, photo), "labels": 0, "files": "a.jpg"} for photo in photos]
-    )
-    mean, std = normalization(processor)
+    batch = collate([{"pixel_values": processor.pixels(photo), "labels": 0, "files": "a.jpg"} for photo in photos])
+    mean, std = processor.normalization
     ours = (batch["pixel_values"] - mean) / std
-    theirs = torch.cat([processor(photo, return_tensors="pt")["pixel_values"] for photo in photos])
+    theirs = torch.cat([processor.library(photo, return_tensors="pt")["pixel_values"] for photo in photos])
     assert batch["pixel_values"].dtype == torch.uint8
     assert ours.shape == theirs.shape == (4, 3, size, size)
     assert ((ours - theirs) * std / 255).abs().max() <= 1 / 255
-    assert processor_image_size(processor) == size
+    assert processor.image_size == size
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_evaluation_pixels_are_those_of_the_saved_processor(name, tmp_path):
-    processor = PROCESSORS[name]()
-    check_pixels_of(saved_and_loaded(processor, tmp_path), processor_image_size(processor))
+    processor = describe_processor(PROCESSORS[name]())
+    check_pixels_of(saved_and_loaded(processor, tmp_path), processor.image_size)
 
 
 @pytest.mark.parametrize("size", [48, 384])
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_a_resized_processor_saves_the_pixels_that_were_trained_on(name, size, tmp_path):
-    resized = resize_processor(PROCESSORS[name](), size)
+    resized = describe_processor(PROCESSORS[name]()).resized(size)
     loaded = saved_and_loaded(resized, tmp_path)
     check_pixels_of(loaded, size)
-    assert torch.equal(photo_pixels(resized, noise(150, 100)), photo_pixels(loaded, noise(150, 100)))
+    assert torch.equal(resized.pixels(noise(150, 100)), loaded.pixels(noise(150, 100)))
 
 
 def test_a_resized_processor_keeps_its_proportions_and_leaves_the_first_as_it_was():
     processor = PROCESSORS["dinov2"]()
-    resized = resize_processor(processor, 112)
+    resized = describe_processor(processor).resized(112).library
     assert (resized.size.shortest_edge, resized.crop_size.height, resized.crop_size.width) == (128, 112, 112)
     assert (processor.size.shortest_edge, processor.crop_size.height) == (256, 224)
 
@@ -105,22 +106,22 @@ def test_a_resized_processor_keeps_its_proportions_and_leaves_the_first_as_it_wa
 def test_evaluation_pixels_of_a_timm_model_are_those_of_its_saved_configuration(crop_mode, tmp_path):
     model = timm_model(crop_mode=crop_mode)
     model.save_pretrained(tmp_path)
-    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    processor = described(tmp_path)
     check_pixels_of(processor, 64)
 
     # Its transform is saved in config.json, with the model.
     model.config.pretrained_cfg["input_size"] = [3, 96, 96]
     model.save_pretrained(tmp_path / "resized")
-    loaded, resized = AutoImageProcessor.from_pretrained(tmp_path / "resized"), resize_processor(processor, 96)
+    loaded, resized = described(tmp_path / "resized"), processor.resized(96)
     check_pixels_of(loaded, 96)
-    assert torch.equal(photo_pixels(resized, noise(150, 100)), photo_pixels(loaded, noise(150, 100)))
+    assert torch.equal(resized.pixels(noise(150, 100)), loaded.pixels(noise(150, 100)))
 
 
 def test_the_squash_of_vit_keeps_the_edges_and_the_crop_of_dinov2_cuts_them_off():
     photo = Image.new("RGB", (200, 100), "black")
     photo.paste("white", (0, 0, 20, 100))
-    squashed = photo_pixels(PROCESSORS["vit"](), photo)
-    cropped = photo_pixels(PROCESSORS["dinov2"](), photo)
+    squashed = describe_processor(PROCESSORS["vit"]()).pixels(photo)
+    cropped = describe_processor(PROCESSORS["dinov2"]()).pixels(photo)
     assert squashed[:, :, 0].min() == 255
     assert cropped.max() == 0
 
@@ -371,7 +372,7 @@ def test_the_same_seed_augments_a_batch_the_same_way(augmentation):
 
 @pytest.mark.parametrize(("name", "margin"), [("swinv2", 73), ("dinov2", 256), ("convnextv2_below_384", 73)])
 def test_training_photos_keep_their_shape_and_have_a_margin_to_crop_into(name, margin):
-    processor = PROCESSORS[name]()
+    processor = describe_processor(PROCESSORS[name]())
     assert training_pixels(processor, "none") == EvaluationPixels(processor)
     for augmentation in ("crop", "light", "strong"):
         pixels = training_pixels(processor, augmentation)
@@ -381,7 +382,7 @@ def test_training_photos_keep_their_shape_and_have_a_margin_to_crop_into(name, m
 
 def test_a_timm_model_has_the_same_margin(tmp_path):
     timm_model().save_pretrained(tmp_path)
-    pixels = training_pixels(AutoImageProcessor.from_pretrained(tmp_path), "light")
+    pixels = training_pixels(described(tmp_path), "light")
     assert pixels.read(encode(noise(100, 100), "PNG")).shape == (73, 73, 3)
 
 
@@ -410,6 +411,6 @@ def test_a_panorama_is_squeezed_so_that_it_takes_the_room_of_four_photos_at_most
 
 
 def test_what_a_photo_will_take_is_known_before_it_is_decoded():
-    for pixels in (WholePhotos(73), EvaluationPixels(PROCESSORS["dinov2"]())):
+    for pixels in (WholePhotos(73), EvaluationPixels(describe_processor(PROCESSORS["dinov2"]()))):
         for width, height in ((150, 101), (99, 150), (64, 64), (3000, 70)):
             assert tuple(pixels.read(encode(noise(width, height), "PNG")).shape[:2]) == pixels.shape(width, height)

@@ -15,6 +15,7 @@ from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.errors import Preempted
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.pixel_cache import PixelStore
+from agritransfer.images.preprocessing import describe_processor
 from agritransfer.models.freezing import train_layers
 from agritransfer.models.lora import add_lora
 from agritransfer.models.structure import find_blocks
@@ -25,7 +26,7 @@ from agritransfer.training.trainer import ImageTrainer
 # peft 0.21 asks transformers 5.23 by an old name; pytest undoes the filter that strategies.py sets when imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
-PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32})
+PROCESSOR = describe_processor(ViTImageProcessor(size={"height": 32, "width": 32}))
 ROOM = 10**9
 
 

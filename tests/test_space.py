@@ -21,7 +21,7 @@ import page
 from agritransfer.evaluation.novelty import load_known
 from agritransfer.evaluation.selective import verdicts
 from agritransfer.images.decoding import decode_photo
-from agritransfer.images.preprocessing import normalization, photo_pixels, pixel_recipe
+from agritransfer.images.preprocessing import describe_processor, pixel_recipe
 from classifier import Answer, Classifier, fastest_session
 from guard import names_an_address
 from photos import Photo, PhotoError, advice, model_pixels, read_photo, seen_part
@@ -53,11 +53,11 @@ def classifier() -> Classifier:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_pixels_are_those_of_the_processor(kind):
-    processor = KINDS[kind]()
-    recipe, (mean, std) = pixel_recipe(processor), normalization(processor)
+    processor = describe_processor(KINDS[kind]())
+    recipe, (mean, std) = pixel_recipe(processor), processor.normalization
     # Odd and even sides, so that a centre lies between two pixels.
     for size in ((150, 100), (91, 160), (701, 300), (64, 64), (333, 417)):
-        theirs = photo_pixels(processor, noise(*size)).numpy().astype(np.float32)
+        theirs = processor.pixels(noise(*size)).numpy().astype(np.float32)
         ours = model_pixels(noise(*size), recipe)[0] * std.numpy() + mean.numpy()
         # Two kernels for the same filter round differently, here and there.
         difference = np.abs(ours - theirs)

@@ -25,6 +25,7 @@ from transformers import (
 
 from agritransfer.errors import UsageError
 from agritransfer.images.augmentation import build_augmentation
+from agritransfer.images.preprocessing import describe_processor
 from agritransfer.models.freezing import train_layers, trainable_line
 from agritransfer.models.layer_decay import layerwise_parameter_groups
 from agritransfer.models.lora import add_lora, find_lora_targets, merge_lora
@@ -101,7 +102,7 @@ def moved_by_two_steps(model: nn.Module, folder: Path, parameter_groups: list[di
     trainer = ImageTrainer(
         model=model,
         args=args,
-        processor=ViTImageProcessor(size={"height": 32, "width": 32}),
+        processor=describe_processor(ViTImageProcessor(size={"height": 32, "width": 32})),
         train_dataset=photos(),
         eval_dataset=photos(),
         augment=build_augmentation("none", 32, 3),

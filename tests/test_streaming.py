@@ -26,10 +26,11 @@ from agritransfer.data.streaming import StreamedPhotos, collate_stream
 from agritransfer.errors import DataError, UsageError
 from agritransfer.hub.model_card import model_card
 from agritransfer.images.decoding import decode_photo
+from agritransfer.images.preprocessing import describe_processor
 from agritransfer.runtime.command_line import parse_args
 from agritransfer.training.losses import class_weights
 
-PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32})
+PROCESSOR = describe_processor(ViTImageProcessor(size={"height": 32, "width": 32}))
 STREAM = ("--streaming", "--use_cpu", "--per_device_train_batch_size", "8", "--num_train_epochs", "2")
 
 

@@ -30,7 +30,7 @@ from agritransfer.errors import DivergedError
 from agritransfer.evaluation.metrics import compute_metrics
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.photo_dataset import collate
-from agritransfer.images.preprocessing import photo_pixels
+from agritransfer.images.preprocessing import describe_processor
 from agritransfer.models.layer_decay import layerwise_parameter_groups
 from agritransfer.models.lora import add_lora
 from agritransfer.runtime.process import physical_cores, prepare_process, say
@@ -41,7 +41,9 @@ from agritransfer.training.trainer import ImageTrainer, load_strictly
 # peft 0.21 asks transformers 5.23 by an old name; pytest undoes the filter that strategies.py sets when imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
-PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.2, 0.4, 0.6], image_std=[0.3, 0.2, 0.1])
+PROCESSOR = describe_processor(
+    ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.2, 0.4, 0.6], image_std=[0.3, 0.2, 0.1])
+)
 
 NO_FILES = {"eval_strategy": "no", "save_strategy": "no"}
 
@@ -309,13 +311,13 @@ def test_a_run_tells_where_all_of_its_time_went(tmp_path):
 
 def test_evaluation_pixels_are_those_of_the_processor_and_training_pixels_those_of_the_augmentation(tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8))
-    batch = collate([{"pixel_values": photo_pixels(PROCESSOR, image), "labels": 1, "files": "a.jpg"}])
+    batch = collate([{"pixel_values": PROCESSOR.pixels(image), "labels": 1, "files": "a.jpg"}])
     trainer = trainer_of(
         vit(), arguments(tmp_path), augment=lambda batch: (batch["pixel_values"] * 0.0, batch["labels"] + 1)
     )
     trainer.model.eval()
     prepared = trainer._prepare_inputs(dict(batch))
-    expected = PROCESSOR(image, return_tensors="pt")["pixel_values"]
+    expected = PROCESSOR.library(image, return_tensors="pt")["pixel_values"]
     assert torch.allclose(prepared["pixel_values"], expected, atol=1e-5)
     assert prepared["labels"].tolist() == [1]
     trainer.model.train()

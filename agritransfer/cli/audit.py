@@ -68,11 +68,10 @@ def _look_with_model(arguments: argparse.Namespace, source, examination, report:
     from agritransfer.evaluation.label_errors import suspected_mislabels
     from agritransfer.evaluation.plots import draw_gallery
     from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
-    from agritransfer.images.preprocessing import processor_image_size
     from agritransfer.models.loading import load_pretrained, load_processor
 
     processor = load_processor(arguments.model_name_or_path, arguments.model_revision, arguments.image_size)
-    image_size = processor_image_size(processor)
+    image_size = processor.image_size
     model = load_pretrained(arguments.model_name_or_path, arguments.model_revision, source.labels, image_size)
     whole = [place for place, inspection in enumerate(examination.inspections) if not inspection.reason]
     photos = [examination.photos[place] for place in whole]

@@ -120,12 +120,11 @@ def _batches(rows: list[dict], processor, whole: list[dict]) -> Iterator:
 
     from agritransfer.errors import in_one_line
     from agritransfer.images.decoding import decode_photo
-    from agritransfer.images.preprocessing import photo_pixels
     from agritransfer.runtime.process import available_cores
 
     def read(row: dict) -> torch.Tensor | str:
         try:
-            return photo_pixels(processor, decode_photo(row["file"]))
+            return processor.pixels(decode_photo(row["file"]))
         except (OSError, ValueError) as error:
             return in_one_line(error)
 

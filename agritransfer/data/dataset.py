@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import datasets
-from transformers import BaseImageProcessor
 
 from agritransfer.arguments import DataArguments
 from agritransfer.data.audit import Examination, class_faults, examine, photo_warnings, same_photos
@@ -28,6 +27,7 @@ from agritransfer.data.streaming import StreamedPhotos, TrainStream, open_stream
 from agritransfer.errors import DataError, UsageError
 from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset, WholePhotos, training_pixels
 from agritransfer.images.pixel_cache import PixelStore
+from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.runtime.process import say
 
 SPLITS = ("train", "validation", "test")
@@ -77,13 +77,13 @@ class Splits:
         return {label: count[label] for label in self.labels}
 
     def dataset(
-        self, split: str, processor: BaseImageProcessor, store: PixelStore | None = None
+        self, split: str, processor: PhotoProcessor, store: PixelStore | None = None
     ) -> PhotoDataset | StreamedPhotos:
         """The photos of one split as they are scored, kept in the store where one is given."""
         return self._items(split, EvaluationPixels(processor), store)
 
     def training_photos(
-        self, processor: BaseImageProcessor, augmentation: str, store: PixelStore
+        self, processor: PhotoProcessor, augmentation: str, store: PixelStore
     ) -> PhotoDataset | StreamedPhotos:
         """The photos to train on, as this augmentation wants them."""
         return self._items("train", training_pixels(processor, augmentation), store)

@@ -13,7 +13,6 @@ from agritransfer.evaluation.frozen_features import knn_answers, linear_probe
 from agritransfer.evaluation.inference import predict
 from agritransfer.evaluation.intervals import RESAMPLES
 from agritransfer.evaluation.metrics import macro_f1
-from agritransfer.images.preprocessing import processor_image_size
 from agritransfer.models.loading import load_pretrained, load_processor
 
 
@@ -77,7 +76,7 @@ def rank_backbones(
 def _probe_backbone(name: str, splits: Splits, image_size: int | None, batch_size: int) -> dict[str, Any]:
     started = time.perf_counter()
     processor = load_processor(name, None, image_size)
-    model = load_pretrained(name, None, splits.labels, processor_image_size(processor))
+    model = load_pretrained(name, None, splits.labels, processor.image_size)
     labels = {split: np.array(splits.label_indices(split)) for split in ("train", "validation")}
     forward = time.perf_counter()
     features = {split: predict(model, splits.dataset(split, processor), batch_size)[1] for split in labels}

@@ -23,7 +23,6 @@ from agritransfer.evaluation.intervals import seeded_interval, sign_flip_p_value
 from agritransfer.evaluation.metrics import macro_f1
 from agritransfer.evaluation.predictions import Predictions, read_predictions
 from agritransfer.evaluation.results import class_drops, read_results
-from agritransfer.images.preprocessing import processor_image_size
 from agritransfer.models.loading import load_classifier, load_pretrained, load_processor
 from agritransfer.strategies import STRATEGIES
 
@@ -276,7 +275,7 @@ def measure_forgetting(candidates: Sequence[Candidate], source: Splits, batch_si
     for candidate in (c for c in candidates if _changes_a_backbone(c)):
         base = candidate.results[0]["base_model"]
         if base["name"] not in before:
-            image_size = processor_image_size(load_processor(str(candidate.folders[0]), None, None))
+            image_size = load_processor(str(candidate.folders[0]), None, None).image_size
             processor = load_processor(base["name"], base["revision"], image_size)
             model = load_pretrained(base["name"], base["revision"], source.labels, image_size)
             before[base["name"]] = probe_answers(model, processor, source, batch_size)[None]

@@ -6,10 +6,11 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from agritransfer.data.dataset import Splits
 from agritransfer.evaluation.inference import predict
+from agritransfer.images.preprocessing import PhotoProcessor
 
 NEIGHBOURS = 5
 # Inverse strengths of the penalty on standardised features that the cross-validation chooses from.
@@ -72,7 +73,7 @@ def _fit(known: np.ndarray, labels: np.ndarray, features: np.ndarray, penalty: f
     return probabilities
 
 
-def probe_answers(model: PreTrainedModel, processor: BaseImageProcessor, splits: Splits, batch_size: int) -> np.ndarray:
+def probe_answers(model: PreTrainedModel, processor: PhotoProcessor, splits: Splits, batch_size: int) -> np.ndarray:
     """What a linear probe on the frozen features answers on the test photos (photos,), as label indices."""
     features = {split: predict(model, splits.dataset(split, processor), batch_size)[1] for split in ("train", "test")}
     groups = [photo.group for photo in splits.of("train")]

@@ -8,10 +8,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from agritransfer.images.photo_dataset import PhotoDataset, collate
-from agritransfer.images.preprocessing import normalization
+from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.structure import find_head
 
 
@@ -30,12 +30,12 @@ def predict(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> t
 
 
 def model_outputs(
-    model: PreTrainedModel, processor: BaseImageProcessor, batches: Iterable[torch.Tensor]
+    model: PreTrainedModel, processor: PhotoProcessor, batches: Iterable[torch.Tensor]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Logits (photos, classes) and the head's input (photos, width) of batches of uint8 pixels, one by one."""
     device = PartialState().device
     model = model.to(device).eval()
-    mean, std = (statistic.to(device) for statistic in normalization(processor))
+    mean, std = (statistic.to(device) for statistic in processor.normalization)
     seen = []
     hook = find_head(model)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu().numpy()))
     try:

@@ -12,10 +12,11 @@ from pathlib import Path
 import huggingface_hub
 from accelerate import PartialState
 from huggingface_hub.errors import RevisionNotFoundError
-from transformers import BaseImageProcessor, TimmWrapperImageProcessor, TrainerCallback
+from transformers import TrainerCallback
 
 from agritransfer.errors import PublishError, UsageError, in_one_line
 from agritransfer.hub.client import LOST, NEVER, Destination, last_part, patient_client, upload
+from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.runtime.process import say
 from agritransfer.training.checkpoints import best_of, newest_checkpoint, write_manifest
 from agritransfer.training.run import Run
@@ -107,7 +108,7 @@ class UploadCheckpoints(TrainerCallback):
     a failure.
     """
 
-    def __init__(self, destination: Destination, processor: BaseImageProcessor):
+    def __init__(self, destination: Destination, processor: PhotoProcessor):
         self.destination, self.processor = destination, processor
         self.api = huggingface_hub.HfApi()
 
@@ -118,8 +119,7 @@ class UploadCheckpoints(TrainerCallback):
         with tempfile.TemporaryDirectory() as parent:
             weights, whole = Path(parent) / "weights", Path(parent) / "whole"
             copy_checkpoint(checkpoint, weights, ("*.safetensors", "config.json", "adapter_config.json"))
-            if not isinstance(self.processor, TimmWrapperImageProcessor):
-                self.processor.save_pretrained(weights)
+            self.processor.save(weights)
             self._upload(weights, "main", f"training in progress, step {state.global_step}")
             if self.destination.hub_strategy == "checkpoint":
                 copy_resumable(checkpoint, whole)

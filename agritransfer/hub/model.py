@@ -43,7 +43,6 @@ from agritransfer.hub.client import (
 )
 from agritransfer.hub.model_card import eval_results, model_card
 from agritransfer.images.decoding import decode_photo
-from agritransfer.images.preprocessing import normalization, photo_pixels
 from agritransfer.models.loading import load_processor
 from agritransfer.models.lora import load_adapter
 from agritransfer.runtime.process import say
@@ -299,8 +298,8 @@ def check_answers(
     _check_logits("the pipeline", tested, np.array([[of[label] for label in labels] for of in by_name]))
 
     processor = load_processor(str(served), None, None)
-    mean, std = normalization(processor)
-    pixels = (torch.stack([photo_pixels(processor, picture) for picture in pictures]).float() - mean) / std
+    mean, std = processor.normalization
+    pixels = (torch.stack([processor.pixels(picture) for picture in pictures]).float() - mean) / std
     model = AutoModelForImageClassification.from_pretrained(
         repo_id, revision=commit, cache_dir=str(cache), dtype=torch.float32, use_safetensors=True
     )

@@ -4,7 +4,6 @@ An item is uint8 pixels and a label. Photos to score have the processor's own pi
 made smaller, so that crops are drawn from all of them.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,9 @@ import datasets
 import numpy as np
 import torch
 from torchvision.transforms import v2
-from transformers import BaseImageProcessor, TimmWrapperImageProcessor
 
 from agritransfer.images.decoding import decode_photo
-from agritransfer.images.preprocessing import photo_pixels, processor_image_size
+from agritransfer.images.preprocessing import PhotoProcessor, settings_text
 
 # The shorter side of a training photo is this much longer than the model's input, so that a crop has room to move.
 CROP_MARGIN = 8 / 7
@@ -28,22 +26,20 @@ LONGEST_STRIP = 4
 class EvaluationPixels:
     """The pixels that a model is tested and served with: those of its processor."""
 
-    processor: BaseImageProcessor
+    processor: PhotoProcessor
 
     def read(self, photo: str | bytes) -> torch.Tensor:
         """Decode one photo: uint8, of shape (side, side, 3)."""
-        return photo_pixels(self.processor, decode_photo(photo)).permute(1, 2, 0)
+        return self.processor.pixels(decode_photo(photo)).permute(1, 2, 0)
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """Height and width that a photo of this size will have."""
-        side = processor_image_size(self.processor)
+        side = self.processor.image_size
         return side, side
 
     def mark(self) -> str:
         """All that decides what `read` gives."""
-        processor = self.processor
-        settings = processor.data_config if isinstance(processor, TimmWrapperImageProcessor) else processor.to_dict()
-        return f"{type(processor).__name__} {json.dumps(settings, sort_keys=True, default=str)}"
+        return settings_text(self.processor)
 
 
 @dataclass(frozen=True)
@@ -129,8 +125,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def training_pixels(processor: BaseImageProcessor, augmentation: str) -> EvaluationPixels | WholePhotos:
+def training_pixels(processor: PhotoProcessor, augmentation: str) -> EvaluationPixels | WholePhotos:
     """How training photos are decoded: as they are scored, or whole, with room to crop, where there is augmentation."""
     if augmentation == "none":
         return EvaluationPixels(processor)
-    return WholePhotos(round(processor_image_size(processor) * CROP_MARGIN))
+    return WholePhotos(round(processor.image_size * CROP_MARGIN))

@@ -1,12 +1,20 @@
-"""Which pixels does the model's own image processor make of a photo?"""
+"""Which pixels does a model's own image processor make of a photo?
+
+Processors differ by library and by family. Here each becomes a `PhotoProcessor` once, when it is loaded, and everything
+else asks that: a family with ways of its own is a class in this file and a line in `describe_processor`.
+"""
 
 import copy
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torchvision.transforms import v2
-from transformers import BaseImageProcessor, TimmWrapperImageProcessor
+from transformers import BaseImageProcessor, EfficientNetImageProcessor, TimmWrapperImageProcessor
 
 from agritransfer.errors import UsageError
 
@@ -14,90 +22,149 @@ from agritransfer.errors import UsageError
 CONVNEXT_SQUASHES_FROM = 384
 
 
-def processor_image_size(processor: BaseImageProcessor) -> int:
-    """Side, in pixels, of the square that the processor hands to the model."""
-    if isinstance(processor, TimmWrapperImageProcessor):
-        return processor.data_config["input_size"][-1]
-    size = processor.to_dict()
-    if size.get("do_center_crop"):
-        return size["crop_size"]["height"]
-    return size["size"].get("height") or size["size"]["shortest_edge"]
+@dataclass(frozen=True)
+class TransformersProcessor:
+    """An image processor of transformers."""
+
+    library: BaseImageProcessor
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that decides its pixels."""
+        return self.library.to_dict()
+
+    @cached_property
+    def image_size(self) -> int:
+        """Side, in pixels, of the square that the model is given."""
+        if self.settings.get("do_center_crop"):
+            return self.settings["crop_size"]["height"]
+        return self.settings["size"].get("height") or self.settings["size"]["shortest_edge"]
+
+    @cached_property
+    def normalization(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of pixels between 0 and 255, each of shape (3, 1, 1)."""
+        library = self.library
+        mean, std = (library.image_mean, library.image_std) if library.do_normalize else ([0.0] * 3, [1.0] * 3)
+        return _statistics(mean, std, library.rescale_factor if library.do_rescale else 1.0)
+
+    @cached_property
+    def geometry(self) -> dict[str, Any]:
+        """`resize`, `resample`, `crop` and `odd_pixel` of `pixel_recipe`."""
+        size, crop = self.settings["size"], None
+        resize = size.get("shortest_edge") or [size["height"], size["width"]]
+        if self.settings.get("do_center_crop"):
+            crop = self.settings["crop_size"]["height"]
+        elif "crop_pct" in self.settings and resize < CONVNEXT_SQUASHES_FROM:
+            resize, crop = int(resize / self.settings["crop_pct"]), resize
+        elif "crop_pct" in self.settings:
+            resize = [resize, resize]
+        resample = Image.Resampling(self.settings["resample"]).name.lower()
+        return {"resize": resize, "resample": resample, "crop": crop, "odd_pixel": "down"}
+
+    def pixels(self, photo: Image.Image) -> torch.Tensor:
+        """The pixels of a photo before they are rescaled and normalized: uint8, of shape (3, side, side)."""
+        pixels = self.library(photo, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+        # A processor without torchvision answers in numpy's own type.
+        return pixels.to(torch.uint8)
+
+    def resized(self, image_size: int) -> "TransformersProcessor":
+        """A copy for another side in pixels; everything else keeps its proportion."""
+        resized = copy.deepcopy(self.library)
+        for name in ("size", "crop_size"):
+            sides = self.settings.get(name) or {}
+            scaled = {side: round(n * image_size / self.image_size) for side, n in sides.items() if n is not None}
+            if scaled:
+                setattr(resized, name, type(resized.size)(**scaled))
+        return TransformersProcessor(resized)
+
+    def save(self, folder: Path) -> None:
+        """Write it beside the model."""
+        self.library.save_pretrained(folder)
 
 
-def resize_processor(processor: BaseImageProcessor, image_size: int) -> BaseImageProcessor:
-    """A copy of the processor whose output has another side; everything else keeps its proportion."""
-    old_size = processor_image_size(processor)
-    if isinstance(processor, TimmWrapperImageProcessor):
-        config = processor.data_config | {"input_size": (3, image_size, image_size)}
-        return TimmWrapperImageProcessor(config, architecture=processor.architecture)
-    resized = copy.deepcopy(processor)
-    for name in ("size", "crop_size"):
-        sides = processor.to_dict().get(name) or {}
-        sides = {side: round(pixels * image_size / old_size) for side, pixels in sides.items() if pixels is not None}
-        if sides:
-            setattr(resized, name, type(processor.size)(**sides))
-    return resized
+@dataclass(frozen=True)
+class TimmProcessor:
+    """The transform of a timm model, in transformers' wrapper."""
 
+    library: TimmWrapperImageProcessor
 
-def normalization(processor: BaseImageProcessor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation, of pixels between 0 and 255, as the processor uses them; each of shape (3, 1, 1)."""
-    if isinstance(processor, TimmWrapperImageProcessor):
-        mean, std, scale = processor.data_config["mean"], processor.data_config["std"], 1 / 255
-    else:
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-        scale = processor.rescale_factor if processor.do_rescale else 1.0
-    return torch.tensor(mean).view(3, 1, 1) / scale, torch.tensor(std).view(3, 1, 1) / scale
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All that decides its pixels."""
+        return self.library.data_config
 
+    @cached_property
+    def image_size(self) -> int:
+        """Side, in pixels, of the square that the model is given."""
+        return self.settings["input_size"][-1]
 
-def photo_pixels(processor: BaseImageProcessor, image: Image.Image) -> torch.Tensor:
-    """The processor's own pixels before it rescales and normalises: uint8, of shape (3, side, side)."""
-    if isinstance(processor, TimmWrapperImageProcessor):
-        for transform in processor.val_transforms.transforms:
-            # timm ends with a conversion to float and a normalisation; ours run on the batch.
+    @cached_property
+    def normalization(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of pixels between 0 and 255, each of shape (3, 1, 1)."""
+        return _statistics(self.settings["mean"], self.settings["std"], 1 / 255)
+
+    @cached_property
+    def geometry(self) -> dict[str, Any]:
+        """`resize`, `resample`, `crop` and `odd_pixel` of `pixel_recipe`."""
+        if self.settings.get("crop_mode", "center") not in ("center", "squash"):
+            raise UsageError(
+                f"timm's crop_mode '{self.settings['crop_mode']}' cannot be served without torch; use 'center' or "
+                "'squash'"
+            )
+        resize, crop, *_ = self.library.val_transforms.transforms
+        return {
+            "resize": resize.size if isinstance(resize.size, int) else list(resize.size),
+            "resample": self.settings["interpolation"],
+            "crop": crop.size[0],
+            "odd_pixel": "even",
+        }
+
+    def pixels(self, photo: Image.Image) -> torch.Tensor:
+        """The pixels of a photo before they are rescaled and normalized: uint8, of shape (3, side, side)."""
+        for transform in self.library.val_transforms.transforms:
+            # The last transforms convert to float and normalize; ours run on the batch.
             if type(transform).__name__ in ("MaybeToTensor", "ToTensor"):
-                return v2.functional.pil_to_tensor(image)
-            image = transform(image)
-    pixels = processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-    # A processor without torchvision answers in numpy's own type.
-    return pixels.to(torch.uint8)
+                break
+            photo = transform(photo)
+        return v2.functional.pil_to_tensor(photo)
+
+    def resized(self, image_size: int) -> "TimmProcessor":
+        """A copy for another side in pixels; everything else keeps its proportion."""
+        config = self.settings | {"input_size": (3, image_size, image_size)}
+        return TimmProcessor(TimmWrapperImageProcessor(config, architecture=self.library.architecture))
+
+    def save(self, folder: Path) -> None:
+        """Nothing to write: it is part of the model's config.json."""
 
 
-def pixel_recipe(processor: BaseImageProcessor) -> dict[str, Any]:
-    """What `photo_pixels` and `normalization` do to an upright photo, in words for a program without these libraries.
+PhotoProcessor = TransformersProcessor | TimmProcessor
+
+
+def describe_processor(processor: BaseImageProcessor) -> PhotoProcessor:
+    """A model's image processor as all other files know it; raises `UsageError` for one that is not supported."""
+    if isinstance(processor, TimmWrapperImageProcessor):
+        return TimmProcessor(processor)
+    if isinstance(processor, EfficientNetImageProcessor):
+        # It normalizes twice, in a way that no other tool repeats.
+        raise UsageError("transformers' EfficientNet processor is not supported; use timm/efficientnet_b0.ra_in1k")
+    return TransformersProcessor(processor)
+
+
+def pixel_recipe(processor: PhotoProcessor) -> dict[str, Any]:
+    """What is done to an upright photo, in words for a program without these libraries.
 
     `resize`: the shorter side in pixels, or [height, width] whatever the shape; `resample`: a filter of Pillow's;
     `crop`: side of the square cut from the middle, or None, its odd pixel going `down` or to the `even` number;
-    `mean` and `std` of pixels between 0 and 255. Raises `UsageError` for a way of its own.
+    `mean` and `std` of pixels between 0 and 255. Raises `UsageError` for what cannot be said so.
     """
-    if isinstance(processor, TimmWrapperImageProcessor):
-        geometry = _timm_geometry(processor)
-    else:
-        geometry = _transformers_geometry(processor.to_dict())
-    mean, std = normalization(processor)
-    return {**geometry, "mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
+    mean, std = processor.normalization
+    return {**processor.geometry, "mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
 
 
-def _timm_geometry(processor: TimmWrapperImageProcessor) -> dict[str, Any]:
-    config = processor.data_config
-    if config.get("crop_mode", "center") not in ("center", "squash"):
-        raise UsageError(f"timm's crop_mode '{config['crop_mode']}' has no form without torch; use one of 'center'")
-    resize, crop, *_ = processor.val_transforms.transforms
-    return {
-        "resize": resize.size if isinstance(resize.size, int) else list(resize.size),
-        "resample": config["interpolation"],
-        "crop": crop.size[0],
-        "odd_pixel": "even",
-    }
+def settings_text(processor: PhotoProcessor) -> str:
+    """All that decides the pixels, as text to compare."""
+    return f"{type(processor.library).__name__} {json.dumps(processor.settings, sort_keys=True, default=str)}"
 
 
-def _transformers_geometry(facts: dict[str, Any]) -> dict[str, Any]:
-    size, crop = facts["size"], None
-    resize = size.get("shortest_edge") or [size["height"], size["width"]]
-    if facts.get("do_center_crop"):
-        crop = facts["crop_size"]["height"]
-    elif "crop_pct" in facts and resize < CONVNEXT_SQUASHES_FROM:
-        resize, crop = int(resize / facts["crop_pct"]), resize
-    elif "crop_pct" in facts:
-        resize = [resize, resize]
-    resample = Image.Resampling(facts["resample"]).name.lower()
-    return {"resize": resize, "resample": resample, "crop": crop, "odd_pixel": "down"}
+def _statistics(mean: list[float], std: list[float], scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(mean).view(3, 1, 1) / scale, torch.tensor(std).view(3, 1, 1) / scale

@@ -5,17 +5,21 @@ It comes out of the same pass as the answer and needs no gradient, so that an ex
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TimmWrapperForImageClassification
+from transformers import PreTrainedModel
 
 from agritransfer.errors import UsageError
-from agritransfer.models.structure import find_head, last_attention
+from agritransfer.models.structure import (
+    find_head,
+    is_timm,
+    last_attention,
+    last_norm,
+    logits_and_hidden_state,
+    pooled_features,
+    watch,
+)
 
 EXACT = "exact: the head reads the mean of the cells"
 HELD_NORM = "approximation: the norm after pooling, at the spread of the whole photo"
@@ -34,7 +38,7 @@ class ExplainedClassifier(nn.Module):
     def __init__(self, model: PreTrainedModel, image_size: int):
         super().__init__()
         self.model, self.head = model, find_head(model)[1]
-        self.norm = [nn.Identity(), *(module for module in model.modules() if isinstance(module, nn.LayerNorm))][-1]
+        self.norm = last_norm(model)
         self.attention = last_attention(model)
         photo = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
@@ -52,20 +56,11 @@ class ExplainedClassifier(nn.Module):
 
     def _look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, tuple]]:
         """Logits, the last tokens or map of features, and what went into and came out of the layers that matter."""
-        watched = {"head": self.head, "backbone": self.model.base_model, "norm": self.norm}
+        watched = {"head": self.head, "norm": self.norm}
         if self.attention:
-            watched |= self.attention["inputs"]
-        with _watch(watched) as seen:
-            if isinstance(self.model, TimmWrapperForImageClassification):
-                timm_model = self.model.timm_model
-                hidden = timm_model.forward_features(pixels)
-                logits = timm_model.forward_head(hidden)
-                # Some networks of timm, such as Swin, have the channels last.
-                if getattr(timm_model, "output_fmt", "NCHW") == "NHWC":
-                    hidden = hidden.permute(0, 3, 1, 2)
-            else:
-                logits = self.model(pixel_values=pixels).logits
-                hidden = seen["backbone"][1].last_hidden_state
+            watched |= self.attention.inputs
+        with watch(watched) as seen:
+            logits, hidden = logits_and_hidden_state(self.model, pixels)
         return logits, hidden, seen
 
     def _find_method(self, hidden: torch.Tensor, seen: dict[str, tuple]) -> str:
@@ -77,7 +72,7 @@ class ExplainedClassifier(nn.Module):
             return EXACT
         if "norm" in seen and seen["norm"][0].numel() == features.numel() == width:
             return HELD_NORM
-        if isinstance(self.model, TimmWrapperForImageClassification):
+        if is_timm(self.model):
             return CELL_BY_CELL
         raise UsageError(f"how {type(self.model).__name__} reads its cells is not known; export another model")
 
@@ -90,13 +85,13 @@ class ExplainedClassifier(nn.Module):
         return cells if self.method == EXACT else self._cell_by_cell(cells, hidden)
 
     def _written_to_cls(self, cells: torch.Tensor, seen: dict[str, tuple]) -> torch.Tensor:
-        heads, given = self.attention["heads"], [seen[name][1] for name in self.attention["inputs"]]
+        heads, given = self.attention.heads, [seen[name][1] for name in self.attention.inputs]
         queries, keys, values = given if len(given) == 3 else given[0].chunk(3, dim=-1)
         queries, keys, values = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries, keys, values))
         shares = (queries[:, :, :1] @ keys.transpose(2, 3) / math.sqrt(queries.shape[-1])).softmax(dim=-1)
         count = cells.shape[1]
         written = shares[:, :, 0, -count:, None] * values[:, :, -count:]
-        written = self.attention["scale"](written.transpose(1, 2).flatten(2) @ self.attention["output"].weight.T)
+        written = self.attention.scale(written.transpose(1, 2).flatten(2) @ self.attention.output.weight.T)
         # The head reads a mean over cells, the CLS token a sum.
         written = count * _hold_norm(self.norm, written, seen["norm"][0][:, 0])
         # DINOv2's head reads the mean of the patches beside the CLS token.
@@ -105,7 +100,7 @@ class ExplainedClassifier(nn.Module):
     def _cell_by_cell(self, cells: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         photos = cells.flatten(0, 1)
         photos = photos[:, None] if hidden.ndim == 3 else photos[:, :, None, None]
-        return self.model.timm_model.forward_head(photos, pre_logits=True).unflatten(0, (-1, cells.shape[1]))
+        return pooled_features(self.model, photos).unflatten(0, (-1, cells.shape[1]))
 
 
 def _cells(hidden: torch.Tensor) -> torch.Tensor:
@@ -119,20 +114,3 @@ def _hold_norm(norm: nn.LayerNorm, parts: torch.Tensor, whole: torch.Tensor) -> 
     """What the norm makes of parts (batch, cells, width) at the spread of the whole (batch, width)."""
     spread = (whole.var(dim=-1, correction=0) + norm.eps).sqrt()[:, None, None]
     return (parts - parts.mean(dim=-1, keepdim=True)) / spread * norm.weight
-
-
-@contextmanager
-def _watch(modules: dict[str, nn.Module]) -> Iterator[dict[str, tuple]]:
-    """What goes into and comes out of these modules, by name, while the context lasts."""
-    seen: dict[str, tuple] = {}
-
-    # By name: while torch traces a network, it holds its modules under other objects.
-    def note(name: str, _module: nn.Module, inputs: tuple, output: Any) -> None:
-        seen[name] = (inputs[0] if inputs else None, output)
-
-    hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()

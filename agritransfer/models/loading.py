@@ -15,16 +15,13 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
-    BaseImageProcessor,
-    EfficientNetImageProcessor,
     PreTrainedModel,
-    TimmWrapperForImageClassification,
 )
 
 from agritransfer.arguments import ModelArguments
 from agritransfer.errors import UsageError
-from agritransfer.images.preprocessing import processor_image_size, resize_processor
-from agritransfer.models.structure import find_head
+from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
+from agritransfer.models.structure import find_head, is_timm
 
 # Its bars for a second of loading would stand between our lines.
 transformers.logging.disable_progress_bar()
@@ -32,32 +29,26 @@ transformers.logging.disable_progress_bar()
 
 def load_backbone(
     model_args: ModelArguments, labels: Sequence[str], image_size: int | None
-) -> tuple[PreTrainedModel, BaseImageProcessor, dict[str, str | None]]:
+) -> tuple[PreTrainedModel, PhotoProcessor, dict[str, str | None]]:
     """The pretrained network with a head for `labels`, its image processor, and what `results.json` says of it."""
     name, revision = model_args.model_name_or_path, model_args.model_revision
     processor = load_processor(name, revision, image_size)
-    model = load_pretrained(name, revision, labels, processor_image_size(processor))
+    model = load_pretrained(name, revision, labels, processor.image_size)
     return model, processor, {"name": name, "revision": hub_commit(name, revision)}
 
 
-def load_processor(model_name_or_path: str, revision: str | None, image_size: int | None) -> BaseImageProcessor:
+def load_processor(model_name_or_path: str, revision: str | None, image_size: int | None) -> PhotoProcessor:
     """The model's own image processor, for another side in pixels where one is given."""
     try:
         with _quiet():
-            processor = AutoImageProcessor.from_pretrained(
-                model_name_or_path, revision=revision, trust_remote_code=False
-            )
+            library = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _cannot_load("image processor", model_name_or_path, error) from error
-    if isinstance(processor, EfficientNetImageProcessor):
-        # It normalises twice, in a way that no other tool repeats.
-        raise UsageError(f"'{model_name_or_path}' has a processor of its own kind; use timm/efficientnet_b0.ra_in1k")
-    if image_size is None or image_size == processor_image_size(processor):
-        return processor
-    return resize_processor(processor, image_size)
+    processor = describe_processor(library)
+    return processor if image_size in (None, processor.image_size) else processor.resized(image_size)
 
 
-def load_classifier(folder: Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
+def load_classifier(folder: Path) -> tuple[PreTrainedModel, PhotoProcessor]:
     """A trained classifier as anyone loads it, head and labels included, and its processor.
 
     Raises `UsageError` for what is no safetensors model of a kind that transformers knows.
@@ -115,7 +106,7 @@ def load_pretrained(
 
 def _in_channels_last(model: PreTrainedModel) -> PreTrainedModel:
     # A step of EfficientNet at 224 pixels takes 0.6 of the time so on a CPU; a ViT or a ConvNeXt V2 takes the same.
-    if isinstance(model, TimmWrapperForImageClassification):
+    if is_timm(model):
         return model.to(memory_format=torch.channels_last)
     return model
 
@@ -135,7 +126,7 @@ def set_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
 
     Raises `UsageError` where the architecture is tied to its size.
     """
-    if isinstance(model, TimmWrapperForImageClassification):
+    if is_timm(model):
         # The processor of a timm model is part of its configuration.
         model.config.pretrained_cfg["input_size"] = [3, image_size, image_size]
         return _try_size(model, image_size)

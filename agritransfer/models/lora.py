@@ -6,10 +6,10 @@ from pathlib import Path
 import peft
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from agritransfer.errors import UsageError
-from agritransfer.images.preprocessing import processor_image_size
+from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.freezing import freeze_batchnorm_statistics
 from agritransfer.models.loading import load_pretrained
 from agritransfer.models.structure import find_blocks, find_head
@@ -109,9 +109,9 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
     return model.merge_and_unload()
 
 
-def load_adapter(folder: Path, base_model: dict, processor: BaseImageProcessor) -> PeftModel:
+def load_adapter(folder: Path, base_model: dict, processor: PhotoProcessor) -> PeftModel:
     """A saved adapter on its base model, with the labels beside it and for the processor's photos."""
     id2label = AutoConfig.from_pretrained(folder).id2label
     labels = [id2label[index] for index in sorted(id2label)]
-    base = load_pretrained(base_model["name"], base_model["revision"], labels, processor_image_size(processor))
+    base = load_pretrained(base_model["name"], base_model["revision"], labels, processor.image_size)
     return PeftModel.from_pretrained(base, folder).eval()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from transformers import (
-    BaseImageProcessor,
     ConvNextImageProcessor,
     ConvNextV2Config,
     ConvNextV2ForImageClassification,
@@ -13,6 +12,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 from agritransfer.models.loading import check_patches
 
 # Few photos ask for few weights: 0.8, 2.7, 6.4 M for a ViT; 0.9, 1.9, 3.4 M for a ConvNeXt V2 (3.4 M is its "atto").
@@ -31,7 +31,7 @@ SCRATCH_IMAGE_SIZE = 96
 
 def build_from_scratch(
     model_type: str, model_size: str, labels: Sequence[str], image_size: int | None
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
+) -> tuple[PreTrainedModel, PhotoProcessor]:
     """A network with random weights, and the processor that fits it: the whole photo squashed (vit), or its centre."""
     image_size = image_size or SCRATCH_IMAGE_SIZE
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
@@ -39,7 +39,8 @@ def build_from_scratch(
         patch_size = 8 if image_size < 160 else 16
         check_patches(image_size, patch_size)
         config = ViTConfig(image_size=image_size, patch_size=patch_size, **VIT_SIZES[model_size], **names)
-        return ViTForImageClassification(config), ViTImageProcessor(size={"height": image_size, "width": image_size})
+        processor = ViTImageProcessor(size={"height": image_size, "width": image_size})
+        return ViTForImageClassification(config), describe_processor(processor)
     config = ConvNextV2Config(image_size=image_size, drop_path_rate=0.1, **CONVNEXTV2_SIZES[model_size], **names)
     processor = ConvNextImageProcessor(size={"shortest_edge": image_size}, crop_pct=0.875)
-    return ConvNextV2ForImageClassification(config), processor
+    return ConvNextV2ForImageClassification(config), describe_processor(processor)

@@ -1,9 +1,14 @@
 """What is a network made of? Its head, its blocks, its last attention, found by structure."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TimmWrapperForImageClassification
 
 from agritransfer.errors import UsageError
 
@@ -65,8 +70,18 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, moves in sizes if moves)
 
 
-def last_attention(model: PreTrainedModel) -> dict[str, Any] | None:
-    """The layers of the last attention: query, key and value (one layer in timm), the output and what scales it."""
+@dataclass(frozen=True)
+class Attention:
+    """The layers of an attention: query, key and value (one layer in timm), the output, what scales that."""
+
+    inputs: dict[str, nn.Module]
+    output: nn.Module
+    scale: nn.Module
+    heads: int
+
+
+def last_attention(model: PreTrainedModel) -> Attention | None:
+    """The last attention of a transformer, None in a network without one."""
     modules = dict(model.named_modules())
     if queries := [name for name in modules if name.endswith(".q_proj")]:
         name, inputs, output = queries[-1].rpartition(".")[0], ("q_proj", "k_proj", "v_proj"), "o_proj"
@@ -79,4 +94,49 @@ def last_attention(model: PreTrainedModel) -> dict[str, Any] | None:
     block = name.rpartition(".")[0]
     scale = modules.get(f"{block}.layer_scale1", modules.get(f"{block}.ls1", nn.Identity()))
     given = {part: modules[f"{name}.{part}"] for part in inputs}
-    return {"inputs": given, "output": modules[f"{name}.{output}"], "scale": scale, "heads": heads}
+    return Attention(given, modules[f"{name}.{output}"], scale, heads)
+
+
+def last_norm(model: nn.Module) -> nn.Module:
+    """The last layer normalization; an identity where there is none."""
+    return [nn.Identity(), *(module for module in model.modules() if isinstance(module, nn.LayerNorm))][-1]
+
+
+def is_timm(model: PreTrainedModel) -> bool:
+    """Whether this is a network of timm inside transformers' wrapper."""
+    return isinstance(model, TimmWrapperForImageClassification)
+
+
+def logits_and_hidden_state(model: PreTrainedModel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (batch, classes), and what the head pools: tokens (batch, n, width) or a map (batch, width, n, m)."""
+    if is_timm(model):
+        hidden = model.timm_model.forward_features(pixels)
+        logits = model.timm_model.forward_head(hidden)
+        # Some networks of timm, such as Swin, have the channels last.
+        channels_last = getattr(model.timm_model, "output_fmt", "NCHW") == "NHWC"
+        return logits, hidden.permute(0, 3, 1, 2) if channels_last else hidden
+    with watch({"backbone": model.base_model}) as seen:
+        logits = model(pixel_values=pixels).logits
+    return logits, seen["backbone"][1].last_hidden_state
+
+
+def pooled_features(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """What the head of a timm network reads (batch, width) of such a hidden state."""
+    return model.timm_model.forward_head(hidden, pre_logits=True)
+
+
+@contextmanager
+def watch(modules: dict[str, nn.Module]) -> Iterator[dict[str, tuple]]:
+    """What goes into and comes out of these modules, by name, while the context lasts."""
+    seen: dict[str, tuple] = {}
+
+    # By name: while torch traces a network, it holds its modules under other objects.
+    def note(name: str, _module: nn.Module, inputs: tuple, output: Any) -> None:
+        seen[name] = (inputs[0] if inputs else None, output)
+
+    hooks = [module.register_forward_hook(partial(note, name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

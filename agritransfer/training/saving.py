@@ -4,11 +4,10 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import BaseImageProcessor, TimmWrapperImageProcessor
 
 from agritransfer.data.dataset import Splits
 from agritransfer.images.photo_dataset import collate
-from agritransfer.images.preprocessing import normalization
+from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.loading import load_classifier
 from agritransfer.models.lora import load_adapter, merge_lora
 from agritransfer.training.trainer import ImageTrainer
@@ -17,7 +16,7 @@ from agritransfer.training.trainer import ImageTrainer
 LOGIT_TOLERANCE = 1e-3
 
 
-def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Splits, base_model: dict | None) -> None:
+def save_model(trainer: ImageTrainer, processor: PhotoProcessor, splits: Splits, base_model: dict | None) -> None:
     """Write the trained weights as a plain transformers model, for LoRA also `adapter/`, and prove them the same.
 
     Raises `RuntimeError` when the files do not give the trained model's logits.
@@ -26,7 +25,7 @@ def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Spl
     if not trainer.args.should_save:
         return
     sample = splits.dataset("validation", processor)
-    mean, std = normalization(processor)
+    mean, std = processor.normalization
     pixels = (collate([sample[i] for i in range(min(8, len(sample)))])["pixel_values"] - mean) / std
     model = model.float().cpu().eval()
     trained = _logits(model, pixels)
@@ -38,9 +37,7 @@ def save_model(trainer: ImageTrainer, processor: BaseImageProcessor, splits: Spl
         _check_same(trained, _logits(load_adapter(folder / "adapter", base_model, processor), pixels), "the adapter")
         model = merge_lora(model)
     model.save_pretrained(folder)
-    # The processor of a timm model is part of config.json.
-    if not isinstance(processor, TimmWrapperImageProcessor):
-        processor.save_pretrained(folder)
+    processor.save(folder)
     _check_same(trained, _logits(load_classifier(folder)[0], pixels), "the saved model")
 
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from agritransfer.data.dataset import Splits
 from agritransfer.evaluation.metrics import compute_metrics
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.pixel_cache import PixelStore
-from agritransfer.images.preprocessing import processor_image_size
+from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.runtime.process import say
 from agritransfer.training.activation_cache import frozen_prefix
 from agritransfer.training.losses import class_weights
@@ -20,7 +20,7 @@ from agritransfer.training.trainer import ImageTrainer
 def build_trainer(
     run: Run,
     model: PreTrainedModel,
-    processor: BaseImageProcessor,
+    processor: PhotoProcessor,
     splits: Splits,
     store: PixelStore,
     base_model: dict[str, Any] | None,
@@ -38,7 +38,7 @@ def build_trainer(
         processor=processor,
         train_dataset=train_photos,
         eval_dataset=validation_photos,
-        augment=build_augmentation(data_args.augmentation, processor_image_size(processor), len(splits.labels)),
+        augment=build_augmentation(data_args.augmentation, processor.image_size, len(splits.labels)),
         class_weights=class_weights(data_args.class_weights, splits.label_counts("train")),
         early_stopping_patience=data_args.early_stopping_patience,
         parameter_groups=parameter_groups,

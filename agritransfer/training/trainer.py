@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
-    BaseImageProcessor,
     EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
@@ -28,7 +27,7 @@ from agritransfer.data.streaming import StreamedPhotos, collate_stream
 from agritransfer.errors import DivergedError, StorageError
 from agritransfer.images.photo_dataset import PhotoDataset, collate
 from agritransfer.images.pixel_cache import StoredPixels
-from agritransfer.images.preprocessing import normalization
+from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.structure import count_parameters
 from agritransfer.runtime.process import say
 from agritransfer.runtime.profiling import Times
@@ -55,7 +54,7 @@ class ImageTrainer(Trainer):
     def __init__(
         self,
         *,
-        processor: BaseImageProcessor,
+        processor: PhotoProcessor,
         augment: Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]],
         class_weights: torch.Tensor | None,
         early_stopping_patience: int | None,
@@ -86,7 +85,7 @@ class ImageTrainer(Trainer):
         self.checkpoints_kept, args.save_total_limit = args.save_total_limit, None
         # Counted now, since merging adapters uses the model up.
         self.trainable_parameters = count_parameters(self.model)[1]
-        self.mean, self.std = (statistic.to(args.device) for statistic in normalization(processor))
+        self.mean, self.std = (statistic.to(args.device) for statistic in processor.normalization)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(ProgressLines())

@@ -17,7 +17,6 @@ import onnx
 import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
-from transformers import BaseImageProcessor
 
 from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.data.streaming import StreamedPhotos
@@ -36,7 +35,7 @@ from agritransfer.hub.export.parity import (
 )
 from agritransfer.hub.export.quantization import quantization_methods, quantize, refusal
 from agritransfer.images.photo_dataset import collate
-from agritransfer.images.preprocessing import normalization, pixel_recipe, processor_image_size
+from agritransfer.images.preprocessing import PhotoProcessor, pixel_recipe
 from agritransfer.models.attribution import EXACT, ExplainedClassifier
 from agritransfer.models.loading import load_classifier
 
@@ -67,7 +66,7 @@ def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
     results = read_results(folder)
     splits = _load_photos(folder, results["dataset"])
     model, processor = load_classifier(folder)
-    explained = ExplainedClassifier(model, processor_image_size(processor)).eval()
+    explained = ExplainedClassifier(model, processor.image_size).eval()
     # In a folder of its own until all is checked, so that an onnx/ is a whole one.
     with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as unchecked:
         new = Path(unchecked) / "onnx"
@@ -83,14 +82,14 @@ def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
 def _write_checked(
     folder: Path,
     explained: ExplainedClassifier,
-    processor: BaseImageProcessor,
+    processor: PhotoProcessor,
     splits: Splits,
     results: dict[str, Any],
     photos: int | None,
 ) -> dict[str, Any]:
     """Write the model, and the first 8-bit form that passes; returns the facts of all."""
     full, small = folder / "model.onnx", folder / "model_quantized.onnx"
-    write_model(explained, processor_image_size(processor), full)
+    write_model(explained, processor.image_size, full)
     truth, reference, exported = outputs_of_both(explained, full, _batches(splits, "validation", processor, photos))
     check_same(reference, exported)
     test_photos = _batches(splits, "validation", processor, min(photos or DELETION_PHOTOS, DELETION_PHOTOS))
@@ -145,14 +144,14 @@ def _load_photos(folder: Path, dataset: dict[str, Any]) -> Splits:
 
 
 def _batches(
-    splits: Splits, split: str, processor: BaseImageProcessor, most: int | None
+    splits: Splits, split: str, processor: PhotoProcessor, most: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Normalised pixels and label indices of so many photos, evenly drawn from the split, batch by batch."""
     dataset = splits.dataset(split, processor)
     if isinstance(dataset, StreamedPhotos):
         dataset = dataset.first(most)
     loader = DataLoader(Subset(dataset, evenly_drawn(len(dataset), most)), batch_size=BATCH_SIZE, collate_fn=collate)
-    mean, std = normalization(processor)
+    mean, std = processor.normalization
     for batch in tqdm(loader, desc=f"{split} photos", delay=2, leave=False, disable=None):
         yield ((batch["pixel_values"] - mean) / std).numpy(), batch["labels"].numpy()
 
@@ -183,7 +182,7 @@ def write_model(explained: ExplainedClassifier, image_size: int, path: Path) -> 
 def _add_metadata(
     path: Path,
     results: dict[str, Any],
-    processor: BaseImageProcessor,
+    processor: PhotoProcessor,
     evidence: dict[str, Any],
     reduced: dict[str, Any],
 ) -> None:
@@ -192,7 +191,7 @@ def _add_metadata(
         "schema": SCHEMA,
         "labels": results["dataset"]["labels"],
         "preprocessing": pixel_recipe(processor),
-        "image_size": processor_image_size(processor),
+        "image_size": processor.image_size,
         "reduced_decoding": reduced,
         "calibration": results["calibration"],
         "evidence": evidence,

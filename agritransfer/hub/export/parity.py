@@ -11,11 +11,10 @@ import torch
 from onnxruntime import InferenceSession
 from PIL import Image
 from tqdm import tqdm
-from transformers import BaseImageProcessor
 
 from agritransfer.data.dataset import Splits
 from agritransfer.images.decoding import decode_photo
-from agritransfer.images.preprocessing import normalization, photo_pixels, pixel_recipe
+from agritransfer.images.preprocessing import PhotoProcessor, pixel_recipe
 from agritransfer.models.attribution import ExplainedClassifier
 from agritransfer.runtime.process import available_cores
 from agritransfer.training.saving import LOGIT_TOLERANCE
@@ -114,21 +113,21 @@ def hide_cells(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.where(hidden[:, None], np.float32(0), pixels)
 
 
-def reduced_decoding_test(path: Path, splits: Splits, processor: BaseImageProcessor, photos: int) -> dict[str, Any]:
+def reduced_decoding_test(path: Path, splits: Splits, processor: PhotoProcessor, photos: int) -> dict[str, Any]:
     """Whether a JPEG of a phone's size is answered alike when it is decoded at a part of its size, as a server may.
 
     Validation photos that are smaller are enlarged and encoded for it.
     """
     resize = pixel_recipe(processor)["resize"]
     least_side = max(SHOWN_SIDE, 2 * (resize if isinstance(resize, int) else max(resize)))
-    session, (mean, std) = open_session(path), normalization(processor)
+    session, (mean, std) = open_session(path), processor.normalization
     dataset = splits.dataset("validation", processor)
 
     def answers(place: int) -> list[int]:
         image = dataset.images[dataset.rows[place]]["image"]
         jpeg = _full_size_jpeg(decode_photo(image["bytes"] or image["path"]))
         decoded = (decode_photo(jpeg, least_side=side) for side in (None, least_side))
-        pixels = torch.stack([photo_pixels(processor, photo) for photo in decoded])
+        pixels = torch.stack([processor.pixels(photo) for photo in decoded])
         return session.run(["logits"], {"pixel_values": ((pixels - mean) / std).numpy()})[0].argmax(axis=1).tolist()
 
     drawn = evenly_drawn(len(dataset), photos)
