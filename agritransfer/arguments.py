@@ -47,7 +47,7 @@ class DataArguments:
     max_train_samples: int | None = _flag(None, "Train on this many photos at most, drawn with --split_seed.")
     max_eval_samples: int | None = _flag(None, "Score this many photos of each split at most; for trying things out.")
     image_size: int | None = _flag(None, "Side of the model's input in pixels; changes model and processor together.")
-    augmentation: Literal["none", "crop", "light", "strong"] | None = _flag(
+    augmentation: str | None = _flag(
         None,
         "crop: flips, and a crop of the model's own size (fastest on a CPU). light: flips, and crops of several sizes. "
         "strong: adds wide crops, TrivialAugmentWide, mixup, cutmix, erasing. By default light, and none for a head "

@@ -19,7 +19,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from agritransfer.images.augmentation import build_augmentation
+from agritransfer.errors import UsageError
+from agritransfer.images.augmentation import build_augmentation, check_augmentation
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.photo_dataset import EvaluationPixels, WholePhotos, collate, training_pixels
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
@@ -293,6 +294,16 @@ def batch_of(*photos: np.ndarray, labels: tuple[int, ...] = (0, 1, 2, 1)) -> dic
 
 def same_noise(count: int, side: int) -> list[np.ndarray]:
     return [np.asarray(noise(side, side)).copy()] * count
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "views", "words"),
+    [("wild", None, "use one of none, crop, light, strong"), ("strong", 4, "use --augmentation light")],
+)
+def test_an_augmentation_that_cannot_be_used_is_refused(augmentation, views, words):
+    with pytest.raises(UsageError, match=words):
+        check_augmentation(augmentation, views)
+    check_augmentation("light", views)
 
 
 def test_no_augmentation_leaves_pixels_and_labels_as_they_are():

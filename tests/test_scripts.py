@@ -207,6 +207,7 @@ def test_a_broken_photo_stops_the_run_by_name_or_is_counted(photos, tiny_vit, tm
     ("flags", "words"),
     [
         (["--model_name_or_path", "no/such-model"], "could not be loaded"),
+        (["--augmentation", "wild"], "use one of none, crop, light, strong"),
         (["--train_layers", "some"], "all, head, or a number of blocks"),
         (["--train_layers", "9"], "the model has 2 blocks"),
         (["--image_size", "30"], "use 24 or 32"),

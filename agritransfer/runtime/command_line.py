@@ -181,8 +181,6 @@ def _choose_augmentation(data: DataArguments, strategy: Any, parser: HfArgumentP
     head = strategy.strategy == "head"
     if data.cached_views is not None and data.cached_views < 1:
         parser.error(f"--cached_views begins at 1; found {data.cached_views}")
-    if data.cached_views is not None and data.augmentation == "strong":
-        parser.error("--cached_views keeps photos apart, --augmentation strong mixes them; use --augmentation light")
     if head and strategy.head_first:
         parser.error("--head_first is what --train_layers head does anyway; leave one of them out")
     if data.augmentation is None:

@@ -30,6 +30,7 @@ from agritransfer.evaluation.inference import predict
 from agritransfer.evaluation.plots import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
 from agritransfer.evaluation.predictions import write_predictions
 from agritransfer.evaluation.results import KNOWN_FILE, read_results, results_table, score_splits
+from agritransfer.images.augmentation import check_augmentation
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.models.loading import load_classifier
@@ -72,6 +73,7 @@ def start_run(*arguments: Any) -> Iterator[Run]:
     prepare_process(args)
     folder = Path(args.output_dir)
     try:
+        check_augmentation(arguments[0].augmentation, arguments[0].cached_views)
         _check_unused(folder, restart, args.push_to_hub)
     except UsageError as error:
         sys.exit(_say(error))
