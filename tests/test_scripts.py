@@ -169,7 +169,7 @@ def test_the_same_command_goes_on_and_other_settings_are_refused_by_name(photos,
     workers = ("--dataloader_num_workers", "2", "--pixel_store", "off")
     code, out, err = run_script("train_finetune.py", *flags, *workers, "--report_to", "none")
     assert code == 0, err
-    assert f"goes on from {run}/checkpoints/checkpoint-6" in out
+    assert f"resuming from {run}/checkpoints/checkpoint-6" in out
     assert (run / "checkpoints/damaged-checkpoint-9/optimizer.pt").read_bytes() == b"torn"
     assert (run / "model.safetensors").read_bytes() == weights
     check_run(run, photos, "finetune")
@@ -180,8 +180,8 @@ def test_a_run_without_a_whole_checkpoint_says_what_is_damaged_and_begins_anew(p
     flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, *SHORT, "--output_dir", run)
     (run / "checkpoints/checkpoint-99").mkdir(parents=True)
     code, out, _ = run_script("train_finetune.py", *flags)
-    assert code == 0 and "not used: checkpoint-99 was not written to its end; put aside as" in out
-    assert "no complete checkpoint is left; training begins anew" in out
+    assert code == 0 and "not used: checkpoint-99 was not written completely; renamed to" in out
+    assert "no complete checkpoint is left; training starts from the beginning" in out
 
 
 def test_a_broken_photo_stops_the_run_by_name_or_is_counted(photos, tiny_vit, tmp_path, run_script):
