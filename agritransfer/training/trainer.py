@@ -102,7 +102,7 @@ class ImageTrainer(Trainer):
         self.safe_stop = SafeStop(stream is not None and stream.stream.on_broken == "skip")
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(model, self.model_inputs(inputs, augmented=model.training), *args, **kwargs)
+        return super().compute_loss(model, self.model_inputs(inputs, augmented=self.model.training), *args, **kwargs)
 
     def model_inputs(self, batch: dict[str, Any], augmented: bool) -> dict[str, torch.Tensor]:
         """The model's input for a batch, on the device: normalised pixels (batch, 3, side, side) and labels.
