@@ -245,7 +245,7 @@ class TwoStreams(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "views", "room", "why"),
     [
-        ("vit", 4, ROOM, "their number, 4, saves time only below the number of epochs, 4;"),
+        ("vit", 4, ROOM, "--cached_views 4 saves no time in 4 epochs;"),
         ("vit", 2, 1000, r"they take \d\.\d GB, --pixel_store_gb allows 1e-06; use fewer views"),
         ("all", 2, ROOM, "no block is frozen; --train_layers N or --lora_layers N"),
         ("lora", 2, ROOM, "no block is frozen; --train_layers N or --lora_layers N"),

@@ -163,7 +163,7 @@ def test_the_same_command_goes_on_and_other_settings_are_refused_by_name(photos,
     code, _, err = run_script("train_finetune.py", *flags, *seed, *batch, "--max_train_samples", "20")
     assert code == 2 and len(err.strip().splitlines()) == 1
     assert "seed was 42, is 7" in err and "per_device_train_batch_size was 8, is 4" in err and "photos was" in err
-    assert err.strip().endswith("give those again, choose a new --output_dir or add --restart")
+    assert err.strip().endswith("restore them, choose a new --output_dir or add --restart")
 
     # What is not trained with may differ; the torn checkpoint was put aside by the first look.
     workers = ("--dataloader_num_workers", "2", "--pixel_store", "off")

@@ -96,7 +96,7 @@ def test_the_chains_cover_every_pair_of_factors():
 
 
 @pytest.mark.parametrize(("model", "workers"), list(CHAINS))
-def test_a_run_that_is_cut_off_again_and_again_ends_bit_identical(model, workers, commands, whole, tmp_path):
+def test_a_run_that_is_interrupted_again_and_again_ends_bit_identical(model, workers, commands, whole, tmp_path):
     run = tmp_path / "run"
     for fault, place in CHAINS[model, workers]:
         prelude = SlowSave(place) if fault == "in save" else SignalAtStep(NUMBERS[fault], place)

@@ -117,10 +117,8 @@ def _prepare(
     trainer: ImageTrainer, splits: Splits, views: int, augmentation: str, most_bytes: int
 ) -> tuple[Cut, CachedPhotos, CachedPhotos]:
     if views >= (epochs := _epochs(trainer)):
-        raise _Off(
-            f"their number, {views}, saves time only below the number of epochs, {epochs:g}; use fewer views or more "
-            "epochs"
-        )
+        length = "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
+        raise _Off(f"--cached_views {views} saves no time in {length}; use fewer views or more epochs")
     cut, shape = _cut(trainer)
     counts = [len(trainer.train_dataset), len(trainer.eval_dataset)]
     rows = views * counts[0] + counts[1]
