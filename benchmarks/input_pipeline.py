@@ -137,8 +137,7 @@ def our_epochs(folder: Path, augmentation: str, batch: int) -> Epoch:
         early_stopping_patience=None,
     )
     loader = trainer.get_train_dataloader()
-    trainer.model.train()
-    return lambda: (trainer._prepare_inputs(batch)["pixel_values"] for batch in loader)
+    return lambda: (trainer.model_inputs(batch, augmented=True)["pixel_values"] for batch in loader)
 
 
 def _pixels(loader: Iterable, pick: Callable[[Any], torch.Tensor]) -> Epoch:

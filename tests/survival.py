@@ -121,7 +121,7 @@ class FullDisk:
 
 
 class Poison:
-    """Makes a weight no number as a step ends, so that the loss of the next step is none."""
+    """Makes a weight NaN as a step ends, so that the loss of the next step is NaN."""
 
     def __init__(self, step: int):
         self.step = step

@@ -54,10 +54,10 @@ def flip_one_bit(path: Path) -> None:
         (delete, "trainer_state.json", "lacks trainer_state.json"),
         (cut, "model.safetensors", "has 2,793 of the 2,800 bytes of model.safetensors"),
         (empty, "optimizer.pt", "has 0 of the 2,300 bytes of optimizer.pt"),
-        (flip_one_bit, "model.safetensors", "has a model.safetensors that is not what was written"),
-        (delete, MANIFEST, "was not written to its end"),
-        (cut, MANIFEST, "was not written to its end"),
-        (empty, MANIFEST, "was not written to its end"),
+        (flip_one_bit, "model.safetensors", "has a model.safetensors with a wrong checksum"),
+        (delete, MANIFEST, "was not written completely"),
+        (cut, MANIFEST, "was not written completely"),
+        (empty, MANIFEST, "was not written completely"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_by_name(damage, file, fault, tmp_path):
@@ -74,7 +74,7 @@ def test_stray_folders_and_files_are_not_taken_for_checkpoints(tmp_path):
     (tmp_path / "checkpoint-last").mkdir()
     # The mark that the stock Trainer leaves and never reads.
     (good / "checkpoint-is-incomplete.txt").write_text("")
-    assert newest_checkpoint(tmp_path) == (good, {stray: "was not written to its end"})
+    assert newest_checkpoint(tmp_path) == (good, {stray: "was not written completely"})
     assert newest_checkpoint(tmp_path / "nowhere") == (None, {})
 
 
@@ -84,7 +84,9 @@ def test_a_checkpoint_whose_best_weights_are_lost_is_not_used(tmp_path):
     flip_one_bit(best / "model.safetensors")
     found, faults = newest_checkpoint(tmp_path)
     assert found is None and set(faults) == {best, newest}
-    assert faults[newest].startswith("needs the best weights, those of checkpoint-2, which has a model.safetensors")
+    assert faults[newest].startswith(
+        "needs the best weights so far, those of checkpoint-2, which has a model.safetensors"
+    )
 
 
 def test_what_is_put_aside_keeps_its_files_and_an_earlier_one_its_name(tmp_path):

@@ -102,7 +102,7 @@ def test_the_cut_network_answers_as_the_whole_one_and_computes_only_what_moves(k
     given = pixels(7)
     whole = logits(model, given)
     with frozen_prefix(trainer, splits, 2, "light", ROOM):
-        boundary = capsys.readouterr().out.split("as they reach ")[1].split(",")[0]
+        boundary = capsys.readouterr().out.split("as input of ")[1].split(",")[0]
         assert isinstance(trainer.train_dataset, CachedPhotos)
         assert set(model.state_dict()) == names
     stored = activation_at(trainer, model.get_submodule(boundary), given)
@@ -199,7 +199,7 @@ def test_the_cache_is_the_same_when_it_is_filled_again_and_found_by_the_next_run
 
 def test_a_fill_that_is_cut_off_leaves_nothing(splits, tmp_path, monkeypatch):
     trainer = trainer_of(moving(build("vit"), "vit"), splits, tmp_path)
-    monkeypatch.setattr("os.fsync", lambda _file: (_ for _ in ()).throw(Preempted("SIGTERM came")))
+    monkeypatch.setattr("os.fsync", lambda _file: (_ for _ in ()).throw(Preempted("received SIGTERM")))
     with pytest.raises(Preempted), frozen_prefix(trainer, splits, 2, "light", ROOM):
         pass
     assert list((tmp_path / "cache/agritransfer-prefix").iterdir()) == []
@@ -212,7 +212,7 @@ def test_what_no_run_used_for_a_day_makes_room_and_nothing_else(splits, tmp_path
         size = (2 * len(trainer.train_dataset) + len(trainer.eval_dataset)) * 17 * 16 * 2
         with frozen_prefix(trainer, splits, 2, "light", int(2.5 * size)):
             assert [path.stat().st_size for path in folder.iterdir()] == [size + 4] * filled
-    assert "other runs' views of today fill --pixel_store_gb" in capsys.readouterr().out
+    assert "views that other runs used today fill --pixel_store_gb" in capsys.readouterr().out
     oldest = min(folder.iterdir(), key=lambda path: path.stat().st_mtime)
     os.utime(oldest, (0, 0))
     with frozen_prefix(trainer, splits, 2, "light", int(2.5 * size)):
@@ -246,11 +246,11 @@ class TwoStreams(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "views", "room", "why"),
     [
-        ("vit", 4, ROOM, "4 views for 4 epochs save nothing"),
-        ("vit", 2, 1000, r"they take \d\.\d GB, --pixel_store_gb allows 1e-06; give fewer views"),
+        ("vit", 4, ROOM, "--cached_views 4 saves no time in 4 epochs;"),
+        ("vit", 2, 1000, r"they take \d\.\d GB, --pixel_store_gb allows 1e-06; use fewer views"),
         ("all", 2, ROOM, "no block is frozen; --train_layers N or --lora_layers N"),
         ("lora", 2, ROOM, "no block is frozen; --train_layers N or --lora_layers N"),
-        ("around", 2, ROOM, "the network gives other logits"),
+        ("around", 2, ROOM, "the network gives different logits"),
     ],
 )
 def test_where_it_does_not_pay_one_line_says_so_and_training_is_as_without(

@@ -1,4 +1,4 @@
-"""What must be the same for a run to go on, and what may differ."""
+"""What must be the same for a run to resume, and what may differ."""
 
 import dataclasses
 import shutil

@@ -1,6 +1,7 @@
 """The run folder: what is on disk is what was trained, or the run fails."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from agritransfer.training.saving import _check_same
 def test_a_saved_model_that_answers_otherwise_is_refused():
     trained = torch.tensor([[1.0, -2.0]])
     _check_same(trained, trained + 1e-5, "the saved model")
-    with pytest.raises(RuntimeError, match="the adapter differs from the trained one by 0.1"):
+    with pytest.raises(RuntimeError, match="the logits of the adapter differ from the trained model's by 0.1"):
         _check_same(trained, trained + 0.1, "the adapter")
 
 
@@ -70,3 +71,22 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
     }
     assert results["dataset"]["counts"]["train"] == {"blight": 8, "healthy": 8, "rust": 8}
     assert 10**7 < results["training"]["peak_memory_bytes"] < 10**11
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_every_file_of_a_run_has_the_mode_that_the_umask_grants(umask, mode, tmp_path, run_script):
+    run = tmp_path / "run"
+    before = os.umask(umask)
+    try:
+        flags = ("--dataset_name", "sample/leaves", "--model_name_or_path", "sample/vit", "--output_dir", run)
+        code, _, err = run_script("train_lora.py", *flags, "--max_steps", "1", "--max_train_samples", "8", "--use_cpu")
+    finally:
+        os.umask(before)
+    assert code == 0, err
+    modes = {path.relative_to(run).as_posix(): path.stat().st_mode & 0o777 for path in run.rglob("*") if path.is_file()}
+    assert len(modes) >= 20
+    weights = {"model.safetensors", "known_features.safetensors", "adapter/adapter_model.safetensors"}
+    assert {*weights, "checkpoints/checkpoint-1/adapter_model.safetensors"} <= set(modes)
+    assert {name: oct(found) for name, found in modes.items() if found != mode} == {}
+    folders = {oct(path.stat().st_mode & 0o777) for path in (run, *run.rglob("*")) if path.is_dir()}
+    assert folders == {oct(0o777 & ~umask)}

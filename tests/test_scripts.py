@@ -163,13 +163,13 @@ def test_the_same_command_goes_on_and_other_settings_are_refused_by_name(photos,
     code, _, err = run_script("train_finetune.py", *flags, *seed, *batch, "--max_train_samples", "20")
     assert code == 2 and len(err.strip().splitlines()) == 1
     assert "seed was 42, is 7" in err and "per_device_train_batch_size was 8, is 4" in err and "photos was" in err
-    assert err.strip().endswith("give those again, choose a new --output_dir or add --restart")
+    assert err.strip().endswith("restore them, choose a new --output_dir or add --restart")
 
     # What is not trained with may differ; the torn checkpoint was put aside by the first look.
     workers = ("--dataloader_num_workers", "2", "--pixel_store", "off")
     code, out, err = run_script("train_finetune.py", *flags, *workers, "--report_to", "none")
     assert code == 0, err
-    assert f"goes on from {run}/checkpoints/checkpoint-6" in out
+    assert f"resuming from {run}/checkpoints/checkpoint-6" in out
     assert (run / "checkpoints/damaged-checkpoint-9/optimizer.pt").read_bytes() == b"torn"
     assert (run / "model.safetensors").read_bytes() == weights
     check_run(run, photos, "finetune")
@@ -180,8 +180,8 @@ def test_a_run_without_a_whole_checkpoint_says_what_is_damaged_and_begins_anew(p
     flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, *SHORT, "--output_dir", run)
     (run / "checkpoints/checkpoint-99").mkdir(parents=True)
     code, out, _ = run_script("train_finetune.py", *flags)
-    assert code == 0 and "not used: checkpoint-99 was not written to its end; put aside as" in out
-    assert "no complete checkpoint is left; training begins anew" in out
+    assert code == 0 and "not used: checkpoint-99 was not written completely; renamed to" in out
+    assert "no complete checkpoint is left; training starts from the beginning" in out
 
 
 def test_a_broken_photo_stops_the_run_by_name_or_is_counted(photos, tiny_vit, tmp_path, run_script):

@@ -107,7 +107,7 @@ def test_a_job_that_is_told_of_its_end_is_queued_again_with_a_checkpoint(job, gp
     if gpus > 1:
         return
     process = cluster.start(job, *words)
-    cluster.wait_for("goes on from")
+    cluster.wait_for("resuming from")
     cluster.wait_for("epoch 4/60")
     # The end of all time: Slurm signals every process, a little later it kills.
     os.killpg(process.pid, signal.SIGTERM)

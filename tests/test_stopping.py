@@ -1,4 +1,4 @@
-"""A signal, Ctrl-C or a loss that is no number ends a run as it should, and leaves what it should."""
+"""A signal, Ctrl-C or a NaN loss ends a run as it should, and leaves what it should."""
 
 import json
 import multiprocessing
@@ -66,6 +66,19 @@ def test_a_signal_leaves_one_complete_checkpoint_from_which_the_run_ends_alike(n
     assert differing(weights(whole.model), weights(resumed.model)) == set()
 
 
+def test_a_callback_that_was_added_last_still_sees_the_checkpoint_of_a_preempted_run(tmp_path):
+    class Upload(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            uploaded.append(fault_of(Path(args.output_dir) / f"checkpoints/checkpoint-{state.global_step}"))
+
+    uploaded = []
+    trainer = trainer_of(vit(), arguments(tmp_path, save_strategy="no"), callbacks=[At(3, send(signal.SIGTERM))])
+    trainer.add_callback(Upload())
+    with pytest.raises(Preempted, match="the checkpoint of step 3 is complete"), preemptible():
+        trainer.train()
+    assert uploaded == [None]
+
+
 def test_the_second_ctrl_c_ends_training_at_once(tmp_path):
     def twice():
         os.kill(os.getpid(), signal.SIGINT)
@@ -77,7 +90,7 @@ def test_the_second_ctrl_c_ends_training_at_once(tmp_path):
 
 
 def test_a_signal_outside_of_training_ends_the_run_where_it_stands():
-    with pytest.raises(Preempted, match="SIGTERM came"), preemptible():
+    with pytest.raises(Preempted, match="received SIGTERM"), preemptible():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
         pytest.fail("went on")
@@ -101,7 +114,7 @@ def wait_for_ever() -> None:
     time.sleep(600)
 
 
-def test_a_photo_that_makes_the_loss_no_number_ends_the_run_within_its_step_by_name(tmp_path):
+def test_a_photo_that_makes_the_loss_nan_ends_the_run_within_its_step_by_name(tmp_path):
     seen = []
 
     class Spy(TrainerCallback):
@@ -117,21 +130,21 @@ def test_a_photo_that_makes_the_loss_no_number_ends_the_run_within_its_step_by_n
 
     args = arguments(tmp_path, seed=3)
     trainer = trainer_of(vit(), args, augment=augment, callbacks=[Spy()], train_dataset=items)
-    with pytest.raises(DivergedError, match=r"no number at step 4, on (\d\.jpg, ){3}\d\.jpg; lower") as caught:
+    with pytest.raises(DivergedError, match=r"NaN or infinite at step 4, on (\d\.jpg, ){3}\d\.jpg; lower") as caught:
         trainer.train()
     assert caught.value.exit_code == 5 and seen == [1, 2, 3, 4]
     assert saved(tmp_path) == ["checkpoint-2"]
     assert fault_of(tmp_path / "checkpoints/checkpoint-2") is None
 
 
-def test_weights_that_are_no_numbers_do_not_push_a_good_checkpoint_out(tmp_path):
+def test_nan_weights_do_not_push_a_good_checkpoint_out(tmp_path):
     class Spoil(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             if state.global_step == 4:
                 next(model.parameters()).data[:] = float("inf")
 
     args = arguments(tmp_path, eval_strategy="no", save_total_limit=1)
-    with pytest.raises(DivergedError, match="the weights of .* became no numbers by step 4"):
+    with pytest.raises(DivergedError, match="has NaN or infinite weights after step 4"):
         trainer_of(vit(), args, callbacks=[Spoil()]).train()
     assert saved(tmp_path) == ["checkpoint-2"]
 
@@ -145,7 +158,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_half_one(tmp_path, mon
         def full(self, *args, **kwargs):
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(StorageError, match=r"checkpoint-4 could not be written .*No space left.* make room") as caught:
+    with pytest.raises(
+        StorageError, match=r"checkpoint-4 could not be written .*No space left.* free some disk space"
+    ) as caught:
         trainer_of(vit(), arguments(tmp_path, save_total_limit=1), callbacks=[FillDisk()]).train()
     assert caught.value.exit_code == 1
     assert saved(tmp_path) == ["checkpoint-2"] and fault_of(tmp_path / "checkpoints/checkpoint-2") is None

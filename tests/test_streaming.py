@@ -17,8 +17,10 @@ from shards import LABELS, put_parquet, put_tars
 from survival import Session, SignalAtStep, digest
 from test_processes import LAUNCH, TOGETHER
 from test_scripts import EVERY_RUN, clean_environment, files_of
+from test_training import arguments, differing, trainer_of, vit, weights
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import ViTImageProcessor
+from transformers import TrainerCallback, ViTImageProcessor
 
 from agritransfer.arguments import DataArguments, ModelArguments, ScratchArguments
 from agritransfer.data.dataset import counts_table, load_splits
@@ -135,6 +137,33 @@ def test_photos_come_as_bytes_and_are_decoded_once_by_us_and_not_at_all_where_pa
     assert len(names(photos, 2)) == 24 and len(decoded) == 24 + 16 + 24
 
 
+def test_a_resumed_run_decodes_no_photo_twice_and_ends_as_an_uninterrupted_one(parquet, tmp_path, monkeypatch):
+    class StopInTheSecondEpoch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            # Twelve steps an epoch, each of two batches of one photo; five of the second epoch are done.
+            control.should_save = control.should_training_stop = state.global_step == 17
+
+    def train(name: str, callbacks: list[TrainerCallback], resume: str | None = None) -> nn.Module:
+        decoded.clear()
+        batches = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+        photos = load_splits(str(parquet), streaming=True).dataset("train", PROCESSOR)
+        args = arguments(tmp_path / name, **batches)
+        trainer = trainer_of(vit(), args, train_dataset=photos, processor=PROCESSOR, callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model
+
+    decoded = []
+    monkeypatch.setattr(
+        "agritransfer.images.photo_dataset.decode_photo", lambda *args: decoded.append(args) or decode_photo(*args)
+    )
+    whole = train("whole", [])
+    assert len(decoded) == 48
+    train("run", [StopInTheSecondEpoch()])
+    resumed = train("run", [], str(tmp_path / "run/checkpoints/checkpoint-17"))
+    assert len(decoded) == 24 - 10
+    assert differing(weights(resumed), weights(whole)) == set()
+
+
 def test_a_small_buffer_mixes_neighbours_only(parquet):
     photos, line = share(parquet, shuffle_buffer=2)
     assert "mixed 2 at a time" in line
@@ -174,7 +203,7 @@ def test_shards_of_webdataset_are_read_in_passes_until_max_steps(label_file, lab
     assert splits.labels == labels and splits.label_counts("train") is None
     with pytest.raises(UsageError, match="add --max_steps N"):
         share(folder)
-    with pytest.raises(UsageError, match="leave --class_weights out, or stream parquet"):
+    with pytest.raises(UsageError, match="remove --class_weights, or stream parquet"):
         class_weights("balanced", splits.label_counts("train"))
     shares = [share(folder, process, 2, max_steps=9)[0] for process in range(2)]
     given = [names(photos) for photos in shares]
@@ -279,10 +308,10 @@ def test_a_broken_streamed_photo_ends_the_run_in_one_line_or_is_counted(tiny_vit
     # In a loader worker, whose errors would come as a page of its own.
     code, _, err = run_script("train_finetune.py", *flags, "--dataloader_num_workers", "2")
     assert code == 3 and len(err.strip().splitlines()) == 1, err
-    assert "1 photos of the train shards cannot be used: train-1-2 (" in err and "--on_broken skip" in err
+    assert "1 photo of the train shards cannot be used: train-1-2 (" in err and "--on_broken skip" in err
     code, out, err = run_script("train_finetune.py", *flags, "--on_broken", "skip")
     assert code == 0, err
-    assert (out + err).count("left out, broken: train-1-2 (") == 1
+    assert (out + err).count("skipped, broken: train-1-2 (") == 1
     assert json.loads((run / "results.json").read_text())["splits"]["broken"] == {"found": 1, "skipped": 1}
 
 
@@ -370,7 +399,7 @@ def test_a_stream_that_is_cut_off_in_the_middle_of_epochs_ends_bit_identical(on_
         session = start(run, workers, SignalAtStep(number, step))
         assert session.code == (75 if number == signal.SIGTERM else -number), session.said
     session = start(run, 2)
-    assert session.code == 0 and "goes on from" in session.said, session.said
+    assert session.code == 0 and "resuming from" in session.said, session.said
     assert digest(run) == digest(whole)
     for name in (run, whole):
         found = json.loads((name / "results.json").read_text())["splits"]["broken"]["found"]

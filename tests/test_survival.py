@@ -96,7 +96,7 @@ def test_the_chains_cover_every_pair_of_factors():
 
 
 @pytest.mark.parametrize(("model", "workers"), list(CHAINS))
-def test_a_run_that_is_cut_off_again_and_again_ends_bit_identical(model, workers, commands, whole, tmp_path):
+def test_a_run_that_is_interrupted_again_and_again_ends_bit_identical(model, workers, commands, whole, tmp_path):
     run = tmp_path / "run"
     for fault, place in CHAINS[model, workers]:
         prelude = SlowSave(place) if fault == "in save" else SignalAtStep(NUMBERS[fault], place)
@@ -109,7 +109,7 @@ def test_a_run_that_is_cut_off_again_and_again_ends_bit_identical(model, workers
             assert f"the checkpoint of step {place} is complete" in session.said
             assert not (run / "results.json").exists() and not (run / "model.safetensors").exists()
     session = start(commands[model], run, workers)
-    assert session.code == 0 and "goes on from" in session.said, session.said
+    assert session.code == 0 and "resuming from" in session.said, session.said
     assert digest(run) == whole[model]
 
 
@@ -155,7 +155,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_bit_identical(model, comman
     assert digest(run) == whole[model]
 
 
-def test_a_loader_worker_that_is_killed_ends_the_run_and_the_same_command_goes_on(commands, whole, tmp_path):
+def test_a_loader_worker_that_is_killed_ends_the_run_and_the_same_command_resumes(commands, whole, tmp_path):
     session = start(commands["vit"], tmp_path / "run", 2, KillOneWorker(step=8))
     assert session.code == 1 and "killed by signal" in session.said
     assert status(tmp_path / "run") == {"state": "failed", "exit_code": 1}
@@ -167,17 +167,17 @@ def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_whole(commands, wh
     run = tmp_path / "run"
     session = start(commands["vit"], run, 0, FullDisk(step=8, most=40_000))
     assert session.code == 1 and "checkpoint-12 could not be written" in session.said, session.said
-    assert session.said.strip().endswith("make room and run the same command again")
+    assert session.said.strip().endswith("free some disk space and run the same command again to resume")
     assert [path.name for path in run.glob("checkpoints/*")] == ["checkpoint-6"]
     assert start(commands["vit"], run, 0).code == 0
     assert digest(run) == whole["vit"]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_names_the_photos_of_its_batch(commands, whole, tmp_path):
+def test_a_nan_loss_ends_the_run_and_names_the_photos_of_its_batch(commands, whole, tmp_path):
     run = tmp_path / "run"
     session = start(commands["vit"], run, 2, Poison(step=8))
     assert session.code == 5, session.said
-    named = session.said.split("became no number at step 9, on ")[1].split(";")[0].split(", ")
+    named = session.said.split("the loss is NaN or infinite at step 9, on ")[1].split(";")[0].split(", ")
     assert len(named) == 4 and all((commands["vit"][2] / name).is_file() for name in named)
     assert status(run) == {"state": "failed", "exit_code": 5}
     assert [path.name for path in run.glob("checkpoints/*")] == ["checkpoint-6"]

@@ -165,7 +165,7 @@ def test_the_trainer_ends_with_every_weight_of_the_best_epoch(build, best_epoch,
 
 
 @pytest.mark.parametrize("build", [lambda seed: vit(seed, hidden_dropout_prob=0.1), lambda seed: vit_with_lora()])
-def test_a_run_that_was_cut_off_and_resumed_ends_as_one_that_was_not(build, tmp_path):
+def test_an_interrupted_and_resumed_run_ends_as_an_uninterrupted_one(build, tmp_path):
     def run(name: str, seed: int, resume_from: str | None = None, callbacks: Sequence[TrainerCallback] = ()):
         args = arguments(tmp_path / name, num_train_epochs=4, lr_scheduler_type="cosine", seed=3)
         trainer = trainer_of(build(seed), args, callbacks=list(callbacks))
@@ -278,8 +278,7 @@ def test_mixed_labels_leave_no_trace_in_the_saved_configuration(tmp_path):
     args = arguments(tmp_path, max_steps=2, **NO_FILES)
     whole = [item | {"photo": item.pop("pixel_values").permute(1, 2, 0)} for item in photos()]
     trainer = trainer_of(vit(), args, augment=build_augmentation("strong", 32, 3), train_dataset=whole)
-    trainer.model.train()
-    assert trainer._prepare_inputs(collate(whole))["labels"].shape == (8, 3)
+    assert trainer.model_inputs(collate(whole), augmented=True)["labels"].shape == (8, 3)
     trainer.train()
     trainer.model.save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -315,24 +314,22 @@ def test_evaluation_pixels_are_those_of_the_processor_and_training_pixels_those_
     trainer = trainer_of(
         vit(), arguments(tmp_path), augment=lambda batch: (batch["pixel_values"] * 0.0, batch["labels"] + 1)
     )
-    trainer.model.eval()
-    prepared = trainer._prepare_inputs(dict(batch))
+    prepared = trainer.model_inputs(batch, augmented=False)
     expected = PROCESSOR.library(image, return_tensors="pt")["pixel_values"]
     assert torch.allclose(prepared["pixel_values"], expected, atol=1e-5)
     assert prepared["labels"].tolist() == [1]
-    trainer.model.train()
-    prepared = trainer._prepare_inputs(dict(batch))
+    prepared = trainer.model_inputs(batch, augmented=True)
     black = -torch.tensor([0.2, 0.4, 0.6]) / torch.tensor([0.3, 0.2, 0.1])
     assert torch.allclose(prepared["pixel_values"], black.view(1, 3, 1, 1).expand(1, 3, 32, 32))
     assert prepared["labels"].tolist() == [2]
 
 
 @pytest.mark.parametrize("logging", [{}, {"logging_strategy": "steps", "logging_steps": 500, "eval_strategy": "no"}])
-def test_a_pixel_that_is_no_number_ends_the_run_with_exit_code_5(logging, tmp_path):
+def test_a_nan_pixel_ends_the_run_with_exit_code_5(logging, tmp_path):
     args = arguments(tmp_path, **logging)
     trainer = trainer_of(vit(), args, augment=lambda batch: (batch["pixel_values"] * math.nan, batch["labels"]))
     with pytest.raises(
-        DivergedError, match=r"the loss became no number at step 1, on (\d\.jpg, ){3}\d\.jpg; lower --learning_rate"
+        DivergedError, match=r"the loss is NaN or infinite at step 1, on (\d\.jpg, ){3}\d\.jpg; lower --learning_rate"
     ) as caught:
         trainer.train()
     assert caught.value.exit_code == 5
@@ -345,7 +342,7 @@ def test_a_rate_that_is_far_too_high_ends_the_run_before_its_weights_are_saved(t
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
-def test_a_step_whose_weights_are_no_numbers_ends_the_run_in_the_validation_after_it(tmp_path):
+def test_a_step_that_gives_nan_weights_ends_the_run_in_the_validation_after_it(tmp_path):
     args = arguments(tmp_path, optim="sgd", learning_rate=1e30, max_grad_norm=0.0, per_device_train_batch_size=8)
     with pytest.raises(DivergedError, match="the validation photos became no numbers; lower --learning_rate"):
         trainer_of(vit(), args, compute_metrics=compute_metrics).train()
@@ -375,7 +372,7 @@ def test_one_readable_line_an_epoch_and_one_forecast_are_printed(disable_tqdm, t
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     forecast = [line for line in lines if line.startswith("forecast")]
     assert len(forecast) == 1
-    assert re.fullmatch(r"forecast: about \d+ s left \(\d+\.\d\d s a step, 8 steps\)", forecast[0])
+    assert re.fullmatch(r"forecast: about \d+ s left \(\d+\.\d\d s per step, 8 steps\)", forecast[0])
     epochs = [line for line in lines if line not in forecast]
     assert len(epochs) == 4
     for number, (line, value) in enumerate(zip(epochs, ("0.250", "0.500", "0.750", "1.000"), strict=True), start=1):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 # So many of the photos that it should know pass for known; 3 points above 90 %, since validation photos are a sample.
 KNOWN_SHARE = 0.93
@@ -26,14 +26,13 @@ class Known:
 
     def save(self, path: Path) -> None:
         """Write the three as a safetensors file, the features in half precision."""
-        save_file(
-            {
-                "features": self.features.astype(np.float16),
-                "confidence": self.confidence,
-                "distance": self.distance,
-            },
-            path,
-        )
+        arrays = {
+            "features": self.features.astype(np.float16),
+            "confidence": self.confidence,
+            "distance": self.distance,
+        }
+        # Not `save_file`, which ignores the umask: only the owner could read the file.
+        path.write_bytes(save(arrays))
 
 
 def load_known(path: Path) -> Known:

@@ -1,7 +1,7 @@
-"""What need not be computed again?
+"""Which activations can be computed once and reused?
 
-The activations of a frozen part of a network are computed once, for a few augmented views of every train photo and for
-the validation photos as they are, and what moves is trained on them.
+The activations of the frozen layers are computed once, for a few augmented views of every train photo and for the
+validation photos as they are, and the layers above are trained on them.
 """
 
 import hashlib
@@ -38,23 +38,23 @@ from agritransfer.training.partial_forward import CannotCut, Cut, activation_at,
 from agritransfer.training.trainer import ImageTrainer
 
 CHECKSUM_BYTES = 4
-# Raised by whoever changes how views are drawn or how activations lie in the file.
+# To be increased by any change to how views are drawn or how activations are laid out in the file.
 VERSION = 1
 
 
 class _Off(Exception):  # noqa: N818 training goes on without the cache
-    """Why activations are not cached; to be read after "off, "."""
+    """Why activations are not cached; printed after "off, "."""
 
 
 class CachedPhotos(Dataset):
-    """Photos as items for Trainer whose `pixel_values` are cached activations, float16, of the view set.
+    """Photos as items for Trainer whose `pixel_values` are the cached activations, float16, of the current view.
 
-    Their rows of `shape` begin with row `first` of the file, view after view, and are read when used, as stored pixels.
+    Their rows of `shape` begin at row `first` of the file, view after view, and are read on demand.
     """
 
     def __init__(self, path: Path, first: int, shape: tuple[int, ...], labels: Sequence[int], files: Sequence[str]):
         self.path, self.first, self.shape, self.labels, self.files = path, first, shape, labels, files
-        # Shared, so that loader workers that live on from epoch to epoch see it too.
+        # Shared memory, so that persistent loader workers see it too.
         self.view = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class _RotateViews(TrainerCallback):
         self.photos, self.views = photos, views
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # Before the loader of the epoch begins; a run that goes on in mid-epoch comes with its fraction.
+        # Before the loader of the epoch starts; in a run resumed in mid-epoch, the epoch is a fraction.
         self.photos.view.fill_(int(state.epoch) % self.views)
 
 
@@ -80,10 +80,10 @@ class _RotateViews(TrainerCallback):
 def frozen_prefix(
     trainer: ImageTrainer, splits: Splits, views: int | None, augmentation: str, most_bytes: int
 ) -> Iterator[None]:
-    """Within, the trainer trains what moves on cached activations, view e mod `views` in epoch e; None changes nothing.
+    """Inside, the trainer trains on cached activations, view e mod `views` in epoch e; None changes nothing.
 
-    Without augmentation all views are one. The activations lie in the cache of `datasets`, at most `most_bytes` of
-    them, and serve later runs. Where they cannot be had or would not pay, one line says so, and training computes them.
+    Without augmentation there is a single view. The activations, at most `most_bytes`, are in the cache of `datasets`
+    and are reused by later runs. If caching is impossible or not worthwhile, one line says so and nothing is cached.
     """
     if views is None:
         yield
@@ -94,9 +94,9 @@ def frozen_prefix(
             prepared = _prepare(trainer, splits, views, augmentation, most_bytes)
     except (CannotCut, _Off) as reason:
         say(f"cached views: off, {reason}")
-    # The draws of the views must leave no trace: a run that finds its cache filled draws none.
+    # Drawing the views must leave no trace: a run that finds its cache filled draws none.
     transformers.set_seed(trainer.args.seed)
-    # A run that goes on must find it as it was: other views, other weights.
+    # A resumed run must find the same setting: other views give other weights.
     trainer.settings["views_cached"] = prepared is not None
     if prepared is None:
         yield
@@ -117,35 +117,36 @@ def _prepare(
     trainer: ImageTrainer, splits: Splits, views: int, augmentation: str, most_bytes: int
 ) -> tuple[Cut, CachedPhotos, CachedPhotos]:
     if views >= (epochs := _epochs(trainer)):
-        raise _Off(f"{views} views for {epochs:g} epochs save nothing; give fewer views or more epochs")
+        length = "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
+        raise _Off(f"--cached_views {views} saves no time in {length}; use fewer views or more epochs")
     cut, shape = _cut(trainer)
     counts = [len(trainer.train_dataset), len(trainer.eval_dataset)]
     rows = views * counts[0] + counts[1]
     size = rows * int(np.prod(shape)) * 2
     if size > most_bytes:
-        raise _Off(f"they take {size / 1e9:.1f} GB, --pixel_store_gb allows {most_bytes / 1e9:g}; give fewer views")
+        raise _Off(f"they take {size / 1e9:.1f} GB, --pixel_store_gb allows {most_bytes / 1e9:g}; use fewer views")
     path, began = cache_folder("prefix") / _name(trainer, cut, splits, views, augmentation), time.perf_counter()
-    # One process of each node fills; the others wait and find it filled.
+    # One process per node fills the cache; the others wait and find it filled.
     with PartialState().local_main_process_first():
         found, off = _is_whole(path, size), None
         try:
             if not found:
                 if not make_room(path.parent, size, most_bytes):
                     raise _Off(
-                        f"other runs' views of today fill --pixel_store_gb {most_bytes / 1e9:g}, or the disk is full; "
-                        "make room, or wait"
+                        f"views that other runs used today fill --pixel_store_gb {most_bytes / 1e9:g}, or the disk is "
+                        "full; free some space or wait a day"
                     )
                 _fill(trainer, cut, path, views)
             mark_as_used(path)
         except _Off as reason:
-            # Raised here, it would leave the others waiting.
+            # Raising here would leave the others waiting.
             off = reason
     if off is not None:
         raise off
     how = "found" if found else f"filled in {time.perf_counter() - began:.0f} s"
     say(
-        f"cached views: {views} of each train photo as they reach {cut.boundary}, {size / 1e6:,.0f} MB, {how}; what is "
-        "frozen before it is not computed again and drops nothing out"
+        f"cached views: {views} of each train photo, as input of {cut.boundary}, {size / 1e6:,.0f} MB, {how}; the "
+        "frozen layers before it run only once, without dropout"
     )
     first = {"train": 0, "validation": views * counts[0]}
     return cut, *(
@@ -155,12 +156,12 @@ def _prepare(
 
 
 def _cut(trainer: ImageTrainer) -> tuple[Cut, tuple[int, ...]]:
-    """The network, cut and checked, and the shape of the activation of one photo."""
+    """The network, cut and checked, and the shape of one photo's activation."""
     photos = [trainer.eval_dataset[i] for i in range(min(5, len(trainer.eval_dataset)))]
     if len(photos) < 2:
-        raise _Off("one validation photo is too few to check it by")
+        raise _Off("a single validation photo is too few to check the cached activations; add some")
     pixels = trainer.model_inputs(collate(photos), augmented=False)["pixel_values"]
-    # Of another number of photos than the check, so that a shape that only happens to fit is found.
+    # With another number of photos than in the check, so that a shape that fits only by chance is found.
     cut = Cut(trainer, pixels[:-1])
     cut.check(trainer, pixels)
     activation = activation_at(trainer, cut.model.get_submodule(cut.boundary), pixels)
@@ -176,7 +177,7 @@ def _epochs(trainer: ImageTrainer) -> float:
 
 
 def _name(trainer: ImageTrainer, cut: Cut, splits: Splits, views: int, augmentation: str) -> str:
-    """Of a file that holds these activations and no others: everything that decides them has a part in it."""
+    """A file name that identifies these activations: a digest of everything that decides them."""
     digest = hashlib.sha256()
     for name, tensor in cut.model.state_dict(keep_vars=True).items():
         if not tensor.requires_grad:
@@ -191,7 +192,7 @@ def _name(trainer: ImageTrainer, cut: Cut, splits: Splits, views: int, augmentat
 
 
 def _is_whole(path: Path, size: int) -> bool:
-    """Whether so many bytes of activations lie there, and behind them their own checksum."""
+    """Whether the file holds this many bytes of activations, followed by their checksum."""
     if not path.is_file() or path.stat().st_size != size + CHECKSUM_BYTES:
         return False
     with path.open("rb") as file:
@@ -199,7 +200,7 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def _fill(trainer: ImageTrainer, cut: Cut, path: Path, views: int) -> None:
-    """Write the activations, view after view, then those of validation; the file has its name once it is whole."""
+    """Write the activations, view after view, then those of validation; the file gets its name once it is complete."""
     drawn = [batch for view in range(views) for batch in batches_of(trainer.train_dataset, view)]
     exact = batches_of(trainer.eval_dataset, None)
     boundary, checksum = cut.model.get_submodule(cut.boundary), 0
@@ -216,12 +217,12 @@ def _fill(trainer: ImageTrainer, cut: Cut, path: Path, views: int) -> None:
             force_to_disk(file)
     except OSError as error:
         raise StorageError(
-            f"{path.parent} cannot hold the cached views ({error}); make room or leave --cached_views out"
+            f"{path.parent} cannot hold the cached views ({error}); free some disk space or remove --cached_views"
         ) from error
 
 
 def _as_float16(activation: torch.Tensor) -> bytes:
     stored = activation.half()
     if not torch.isfinite(stored).all():
-        raise _Off("its activations are too large for float16")
+        raise _Off("the activations are too large for float16")
     return stored.contiguous().numpy().tobytes()

@@ -1,4 +1,4 @@
-"""What happens beside the training steps?"""
+"""What happens around the training steps?"""
 
 import math
 import time
@@ -12,15 +12,25 @@ from agritransfer.runtime.profiling import duration
 
 
 class SeededSteps(TrainerCallback):
-    """Seeds every step by its number, so that augmentation and dropout do not depend on where a run was cut off."""
+    """Seeds every step by its number, so that augmentation and dropout do not depend on where a run was interrupted."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         place = np.random.SeedSequence([args.seed, state.global_step, args.process_index])
         transformers.set_seed(int(place.generate_state(1)[0]))
 
 
+class PassOver(TrainerCallback):
+    """Spares a resumed stream the decoding of the photos it was trained on before, which the Trainer skips."""
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+        epoch, steps = divmod(state.global_step, steps_per_epoch)
+        batches = steps * args.gradient_accumulation_steps
+        train_dataloader.dataset.pass_over(epoch, batches * train_dataloader.batch_size)
+
+
 class ProgressLines(ProgressCallback):
-    """The Trainer's progress bar, with one readable line an epoch in place of its dictionaries."""
+    """The Trainer's progress bar, with one readable line per epoch in place of its dictionaries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,12 +57,12 @@ class ProgressLines(ProgressCallback):
 
 
 class TimeForecast(TrainerCallback):
-    """Says after the first steps how long the run will take."""
+    """Estimates after the first steps how long the run will take."""
 
     FIRST, LAST = 2, 6
 
     def __init__(self, evaluated_per_trained: float):
-        # A photo that is only scored costs about a third of one that is trained on (forward, no backward).
+        # Scoring a photo costs about a third of training on it (forward, no backward).
         self.overhead = 1 + evaluated_per_trained / 3
         self.steps = 0
 
@@ -63,4 +73,4 @@ class TimeForecast(TrainerCallback):
         if self.steps == self.LAST and state.is_world_process_zero:
             a_step = (time.perf_counter() - self.started) / (self.LAST - self.FIRST)
             left = a_step * (state.max_steps - state.global_step) * self.overhead
-            tqdm.write(f"forecast: about {duration(left)} left ({a_step:.2f} s a step, {state.max_steps} steps)")
+            tqdm.write(f"forecast: about {duration(left)} left ({a_step:.2f} s per step, {state.max_steps} steps)")

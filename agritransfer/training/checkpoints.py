@@ -1,7 +1,7 @@
 """Which checkpoint can be trusted?
 
-The Trainer writes straight into `checkpoint-N` and resumes from the highest number, whole or not. Here a checkpoint
-counts when every file is as its manifest says, and the manifest is written last.
+The Trainer writes directly into `checkpoint-N` and resumes from the highest number, complete or not. Here a checkpoint
+is valid when every file matches its manifest, and the manifest is written last.
 """
 
 import hashlib
@@ -15,11 +15,20 @@ MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 
 
+def follow_umask(folder: Path) -> None:
+    """Give the weights in a folder the mode that the umask grants; safetensors lets only the owner read them."""
+    # The umask can only be read by setting it; this value keeps what other threads create meanwhile private.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~umask)
+
+
 def write_manifest(checkpoint: Path) -> None:
-    """Declare a checkpoint complete: size and sha256 of every file, all of it forced to the disk first."""
+    """Mark a checkpoint as complete: size and sha256 of every file, all of them flushed to the disk first."""
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST):
-        # Windows forces to the disk only what is open for writing.
+        # Windows flushes only files that are open for writing.
         with path.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
@@ -46,11 +55,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, to be read after its name; None where every file is as it was written."""
+    """Why a checkpoint cannot be used, to be read after its name; None when every file matches the manifest."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
-        return "was not written to its end"
+        return "was not written completely"
     for name, written in files.items():
         path = checkpoint / name
         if not path.is_file():
@@ -59,14 +68,14 @@ def fault_of(checkpoint: Path) -> str | None:
             return f"has {path.stat().st_size:,} of the {written['size']:,} bytes of {name}"
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != written["sha256"]:
-                return f"has a {name} that is not what was written"
+                return f"has a {name} with a wrong checksum"
     return None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest complete checkpoint in a folder, and what is wrong with each one that is newer.
+    """The newest complete checkpoint in a folder, and what is wrong with each newer one.
 
-    One whose best weights so far are lost is not complete: the run would end with other weights.
+    One whose best weights so far are lost is not complete: the run would end with different weights.
     """
     numbered = {
         int(match[1]): path for path in folder.glob("*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
@@ -84,24 +93,24 @@ def _fault_of_best(checkpoint: Path) -> str | None:
     best = best_of(checkpoint)
     if best in (None, checkpoint) or (fault := fault_of(best)) is None:
         return None
-    return f"needs the best weights, those of {best.name}, which {fault}"
+    return f"needs the best weights so far, those of {best.name}, which {fault}"
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """The checkpoint beside this one that holds the best weights so far; None where none was better than another."""
+    """The checkpoint beside this one that holds the best weights so far; None where validation has found none yet."""
     state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
     best = state["best_model_checkpoint"]
-    # By its name: the run folder may have been moved.
+    # By name only: the run folder may have been moved.
     return None if best is None else checkpoint.parent / Path(best).name
 
 
 def put_aside(checkpoint: Path) -> Path:
-    """Rename a checkpoint so that it is no longer taken for one, and nothing is lost; returns its new place."""
+    """Rename a damaged checkpoint, so that it is kept but no longer used; returns its new path."""
     return checkpoint.rename(free_name(checkpoint.with_name(f"damaged-{checkpoint.name}")))
 
 
 def free_name(path: Path) -> Path:
-    """This path, or the first of path.1, path.2, ... that is not taken."""
+    """This path, or the first of path.1, path.2, ... that does not exist."""
     free, taken = path, 0
     while free.exists():
         taken += 1
@@ -110,7 +119,7 @@ def free_name(path: Path) -> Path:
 
 
 def point_to_best(checkpoint: Path) -> None:
-    """Let the saved state name the best checkpoint where it lies now; the Trainer forgets one that it cannot find."""
+    """Update the path of the best checkpoint in the saved state; the Trainer ignores one that it cannot find."""
     best = best_of(checkpoint)
     path = checkpoint / TRAINER_STATE
     state = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Which head is the best one where nothing else moves?
+"""Which head is best when everything else is frozen?
 
-The features do not move either, so they are computed once; on them the head is a logistic regression, which has one
-best solution for each strength of its penalty. It is found, not approached by epochs; validation chooses the strength.
+The features do not change, so they are computed once; the head is then a logistic regression, which has one optimum for
+each strength of its penalty. It is solved for, without epochs; validation chooses the strength.
 """
 
 import time
@@ -27,16 +27,16 @@ from agritransfer.runtime.process import say
 from agritransfer.training.partial_forward import activations, batches_of
 from agritransfer.training.trainer import ImageTrainer
 
-# Inverse strengths of the penalty on standardised features, the strongest first: each begins where the last one ended.
+# Inverse strengths of the penalty on standardised features, the strongest first: each starts from the last solution.
 PENALTIES = tuple(float(f"{strength:.3g}") for strength in np.logspace(-5, 2, 22))
-# Weaker ones only fit the train photos closer, and take longest.
+# Weaker penalties only fit the train photos more closely, and take longest.
 WITHOUT_GAIN = 6
 MOST_ITERATIONS = 2000
 
 
 @dataclass(frozen=True)
 class SolvedHead:
-    """`weight` (classes, width) and `bias` (classes,) in float64 of the best penalty; a row of `sweep` for each one."""
+    """`weight` (classes, width) and `bias` (classes,), float64, for the best penalty; `sweep` has a row per penalty."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -52,16 +52,16 @@ def solve(
     validation_labels: np.ndarray,
     views: int = 1,
 ) -> SolvedHead:
-    """The head for features (photos, width) and labels (photos,), each photo counted by the weight of its class.
+    """The head for features (photos, width) and labels (photos,), each photo weighted by its class.
 
-    Of `views` rows a photo each counts for its share, so that a penalty weighs the same whatever their number.
-    Of the penalties the one with the highest validation macro F1 is taken, of equals that with the lowest log loss.
+    With `views` rows per photo, each row counts 1 / views, so that a penalty has the same effect for any number of
+    views. The penalty with the highest validation macro F1 is chosen; ties are broken by the lowest log loss.
     """
     scaler = StandardScaler().fit(features.astype(np.float64))
     scaled = scaler.transform(features.astype(np.float64))
     nearly = scaled.astype(np.float32)
     weights = of_class[labels] / views
-    # Near enough to choose among penalties; the one that is chosen is solved to its end.
+    # Accurate enough to choose a penalty; the chosen one is then solved to convergence.
     model = LogisticRegression(tol=1e-4, max_iter=MOST_ITERATIONS, warm_start=True)
     sweep: list[dict[str, float]] = []
     best = 0
@@ -72,7 +72,7 @@ def solve(
 
     for penalty in PENALTIES:
         with warnings.catch_warnings():
-            # Looked at below.
+            # Checked below.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.set_params(C=penalty).fit(nearly, labels, sample_weight=weights)
         if model.n_iter_[0] >= MOST_ITERATIONS and sweep:
@@ -89,10 +89,10 @@ def solve(
 
 
 def _of_the_features(model: LogisticRegression, scaler: StandardScaler) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias for features as they come: the scaler's part is folded in."""
+    """Weight and bias for raw features: the scaler is folded in."""
     weight, bias = model.coef_, model.intercept_
     if len(weight) == 1:
-        # Of two classes one is solved for; in a softmax each has its half of the distance.
+        # With two classes only one is solved for; in a softmax each gets half of its weights.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scaler.scale_
     return weight, bias - weight @ scaler.mean_
@@ -101,7 +101,7 @@ def _of_the_features(model: LogisticRegression, scaler: StandardScaler) -> tuple
 def _scores(
     prefix: str, features: np.ndarray, labels: np.ndarray, of_class: np.ndarray, head: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, float]:
-    """As the Trainer names and weighs them."""
+    """Scores with the Trainer's names and weighting."""
     logits = features @ head[0].T + head[1]
     answers, losses = logits.argmax(axis=1), -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
     scores = {f"{prefix}loss": float((of_class[labels] * losses).mean())}
@@ -116,17 +116,18 @@ def _rank(row: dict[str, float]) -> tuple[float, float]:
 
 
 def solve_head(trainer: ImageTrainer, views: int | None) -> None:
-    """Feature extraction without epochs: put the solved head into the model, and into the trainer's state what it took.
+    """Feature extraction without epochs: put the solved head into the model and record it in the trainer's state.
 
     It is solved on `views` augmented views of every train photo, or on each photo as it is where views is None. The
-    state counts a penalty as a step and a pass over the photos as an epoch. Raises `UsageError` for what a solved head
-    cannot follow.
+    state counts a penalty as a step and a pass over the photos as an epoch. Raises `UsageError` for flags that a solved
+    head does not support.
     """
     if trainer.args.label_smoothing_factor:
         raise UsageError(
-            "a solved head knows no --label_smoothing_factor; leave it out, or add --augmentation light to train it"
+            "a solved head does not support --label_smoothing_factor; remove it, or add --augmentation light to train "
+            "the head by gradient descent"
         )
-    say("the head alone is solved: learning_rate, weight_decay and num_train_epochs do not matter")
+    say("only the head is trained, and it is solved for: learning_rate, weight_decay, num_train_epochs have no effect")
     began = time.perf_counter()
     with trainer.times.spent("features and head"):
         solved = _solve_for(trainer, trainer.train_dataset, views)
@@ -144,12 +145,12 @@ def solve_head(trainer: ImageTrainer, views: int | None) -> None:
 
 
 def begin_with_solved_head(trainer: ImageTrainer, train_photos: Dataset) -> None:
-    """Put the head that is best for the pretrained features into the model, before anything moves.
+    """Put the best head for the pretrained features into the model before fine-tuning starts.
 
-    LP-FT (Kumar et al., ICLR 2022): a random head would first pull the body's features out of place. `train_photos` are
-    those of training as evaluation sees them.
+    LP-FT (Kumar et al., ICLR 2022): a random head would first distort the pretrained features. `train_photos` are the
+    train photos with evaluation pixels.
     """
-    # The head is solved for features that are normalised by the pretrained statistics; those of a batch are others.
+    # The head is solved for features normalised by the pretrained statistics, which differ from those of a batch.
     freeze_batchnorm_statistics(trainer.model, of_frozen_layers_only=False)
     with trainer.times.spent("features and head"):
         _solve_for(trainer, train_photos, None)
@@ -168,23 +169,23 @@ def _solve_for(trainer: ImageTrainer, train_photos: Dataset, views: int | None) 
         if PartialState().is_main_process
         else None
     ]
-    # One process solves; sums in another order would give the others other last digits.
+    # One process solves; the others could differ in the last digits.
     (solved,) = broadcast_object_list(solved) if PartialState().num_processes > 1 else solved
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(solved.weight))
         head.bias.copy_(torch.from_numpy(solved.bias))
     best = solved.sweep[solved.best]
-    seen = f"{views} views of {len(train_photos):,} photos" if views else f"{len(train_photos):,} photos"
+    seen = f"{len(train_photos):,} photos" + (f", number of views: {views}" if views else "")
     say(
-        f"head: solved on the features of {seen} ({seconds:.0f} s for them, "
-        f"{time.perf_counter() - began - seconds:.1f} s to solve); of {len(solved.sweep)} penalties "
+        f"head: solved on the features of {seen} ({seconds:.0f} s to extract them, "
+        f"{time.perf_counter() - began - seconds:.1f} s to solve); of {len(solved.sweep)} penalties, "
         f"C={best['penalty']:g} has the best validation macro F1, {best['eval_macro_f1']:.3f}"
     )
     return solved
 
 
 def _features(trainer: ImageTrainer, dataset: Dataset, view: int | None) -> np.ndarray:
-    """The head's input (photos, width), float32; the processes share the photos out and know all of them afterwards."""
+    """The head's input (photos, width), float32; the photos are split among the processes, the results gathered."""
     with PartialState().split_between_processes(batches_of(dataset, view)) as mine:
         found: list[Any] = [rows.numpy() for rows in activations(trainer, find_head(trainer.model)[1], dataset, mine)]
     return np.concatenate(gather_object(found))

@@ -10,10 +10,10 @@ from agritransfer.errors import UsageError
 
 
 def classification_loss(class_weights: torch.Tensor | None, label_smoothing: float) -> Callable[..., torch.Tensor]:
-    """Cross-entropy for whole labels or the shares of mixed photos, summed over all that one optimizer step sees.
+    """Cross-entropy for class indices or the soft labels of mixed photos, averaged over one whole optimizer step.
 
-    The labels stay out of the model's own forward, which would take shares for a multi-label task and say so in
-    its saved configuration.
+    The labels are kept out of the model's own forward, which would take soft labels for a multi-label task and write
+    that into its saved configuration.
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
@@ -28,13 +28,15 @@ def classification_loss(class_weights: torch.Tensor | None, label_smoothing: flo
 
 
 def class_weights(kind: Literal["none", "balanced"], counts: dict[str, int] | None) -> torch.Tensor | None:
-    """`balanced`: weights of shape (labels,), inverse to how often a class occurs, 1 on average over the photos.
+    """`balanced`: weights of shape (labels,), inverse to the class frequency, 1 on average over the photos.
 
-    `counts` has the train photos of each label, in the order of the labels. Raises `UsageError` where there are none.
+    `counts` has the number of train photos of each label, in label order. Raises `UsageError` if it is None.
     """
     if kind == "none":
         return None
     if counts is None:
-        raise UsageError("the shards do not tell how rare a class is; leave --class_weights out, or stream parquet")
+        raise UsageError(
+            "the number of photos per class is unknown in these shards; remove --class_weights, or stream parquet"
+        )
     photos = torch.tensor(list(counts.values()), dtype=torch.float)
     return photos.sum() / (len(photos) * photos)

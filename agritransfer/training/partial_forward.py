@@ -1,6 +1,6 @@
-"""Where can a network be cut, and what passes there?
+"""Where can a network be cut, and which activations pass there?
 
-In front of its first part that moves everything is frozen, and gives the same activations for the same pixels.
+Everything before its first trainable part is frozen and gives the same activations for the same pixels.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,14 +18,14 @@ from agritransfer.models.structure import find_blocks
 from agritransfer.training.preemption import ignore_signals
 from agritransfer.training.trainer import ImageTrainer
 
-# Photos of one draw: fixed, so that a view does not depend on the batch size, the restart or the number of processes.
+# Photos augmented together: fixed, so that a view does not depend on batch size, restarts or number of processes.
 DRAWN_TOGETHER = 32
-# The difference that float16 and two ways through float32 or bfloat16 make, as a share of how far the logits spread.
+# The largest difference due to float16 and rounding in float32 or bfloat16, as a share of the spread of the logits.
 TOLERANCE = 0.05
 
 
-class _Reached(Exception):  # noqa: N818 it ends a forward early, nothing is wrong
-    """Raised in front of the boundary, so that nothing behind it is computed."""
+class _Reached(Exception):  # noqa: N818 it ends a forward pass early, nothing is wrong
+    """Raised in front of the boundary, so that nothing after it is computed."""
 
     def __init__(self, activation: Any):
         super().__init__()
@@ -33,16 +33,16 @@ class _Reached(Exception):  # noqa: N818 it ends a forward early, nothing is wro
 
 
 class CannotCut(Exception):  # noqa: N818 training goes on with the whole network
-    """Why a network cannot be cut; to be read after "off, "."""
+    """Why a network cannot be cut; printed after "off, "."""
 
 
 def activations(
     trainer: ImageTrainer, boundary: nn.Module, dataset: Dataset, batches: Sequence[tuple[int | None, int]]
 ) -> Iterator[torch.Tensor]:
-    """What a module is given for batches of photos, float32 on the CPU, one batch at a time; the model is in eval mode.
+    """The input of a module for batches of photos, float32 on the CPU, one batch at a time; the model is in eval mode.
 
-    A batch is (view, number): the 32 photos from 32 times its number on, in a view drawn from the run's seed and these
-    two numbers alone, or as evaluation sees them where the view is None.
+    A batch is (view, number): the 32 photos from index 32 * number on, in a view that depends only on the run's seed
+    and these two numbers, or with the evaluation pixels where the view is None.
     """
     rows = [range(at * DRAWN_TOGETHER, min((at + 1) * DRAWN_TOGETHER, len(dataset))) for _, at in batches]
     loader = DataLoader(
@@ -61,12 +61,12 @@ def activations(
 
 
 def batches_of(dataset: Dataset, view: int | None) -> list[tuple[int | None, int]]:
-    """All batches of a set of photos in one view, for `activations`."""
+    """All batches of a dataset in one view, for `activations`."""
     return [(view, at) for at in range(-(-len(dataset) // DRAWN_TOGETHER))]
 
 
 def activation_at(trainer: ImageTrainer, boundary: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """What a module is given for normalised pixels; nothing behind it is computed."""
+    """The input of a module for normalised pixels; nothing after it is computed."""
 
     def stop(_module: nn.Module, given: tuple) -> None:
         raise _Reached(given[0] if given else None)
@@ -78,7 +78,7 @@ def activation_at(trainer: ImageTrainer, boundary: nn.Module, pixels: torch.Tens
         return reached.activation
     finally:
         hook.remove()
-    raise CannotCut("the network does not pass its boundary")
+    raise CannotCut("the forward pass does not reach the boundary")
 
 
 def _forward(trainer: ImageTrainer, given: torch.Tensor) -> torch.Tensor:
@@ -87,10 +87,10 @@ def _forward(trainer: ImageTrainer, given: torch.Tensor) -> torch.Tensor:
 
 
 class Cut:
-    """A network cut in front of its first part that moves; behind the cut it takes activations in place of pixels.
+    """A network cut in front of its first trainable part; after the cut it takes activations in place of pixels.
 
-    `boundary` names that part. The modules that are done before it begins are the frozen prefix; once cut off they hand
-    out zeros of the right shape, so that what lies between them need not be known, and the boundary is given the cached
+    `boundary` names that part. The modules that finish before it starts are the frozen prefix; once cut off they return
+    zeros of the right shape, so that the code between them need not be known, and the boundary gets the cached
     activation.
     """
 
@@ -101,11 +101,11 @@ class Cut:
         self.activation = torch.empty(0)
 
     def _done_before(self, trainer: ImageTrainer, pixels: torch.Tensor) -> dict[str, Any]:
-        """What each of the largest modules gives that end before the boundary begins, without its numbers."""
+        """The outputs, shapes only, of the largest modules that finish before the boundary starts."""
         done: dict[str, Any] = {}
 
         def note(name: str) -> Callable[[nn.Module, tuple, Any], None]:
-            # No lambda: what a hook returns takes the place of the output.
+            # No lambda: the value that a hook returns replaces the output.
             def hook(_module: nn.Module, _given: tuple, output: Any) -> None:
                 done[name] = output
 
@@ -118,15 +118,15 @@ class Cut:
             for hook in hooks:
                 hook.remove()
         if not isinstance(activation, torch.Tensor) or len(activation) != len(pixels):
-            raise CannotCut(f"{self.boundary} is not given one tensor of the photos")
+            raise CannotCut(f"the input of {self.boundary} is not a single tensor with one row per photo")
         largest = {name: output for name, output in done.items() if not _inside(name, done)}
         if not any(block in largest or _inside(block, largest) for block in find_blocks(self.model)):
-            raise CannotCut("no block is frozen; --train_layers N or --lora_layers N leaves the first ones frozen")
+            raise CannotCut("no block is frozen; --train_layers N or --lora_layers N keeps the first blocks frozen")
         return {name: _shell(output, name) for name, output in largest.items()}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the model is called with activations and its prefix costs nothing; its weights stay as they are."""
+        """Inside, the model is called with activations and its prefix costs nothing; its weights do not change."""
         hooks = [
             self.model.register_forward_pre_hook(self._take, with_kwargs=True),
             self.model.get_submodule(self.boundary).register_forward_pre_hook(self._give),
@@ -153,13 +153,13 @@ class Cut:
             return tuple(map(self._zeros, shell))
         if not isinstance(shell, torch.Tensor):
             return shell
-        # Of windows or heads there are several a photo; what has nothing to do with the photos keeps its length.
+        # Windows and heads are several per photo; tensors that do not depend on the photos keep their length.
         length, recorded = shell.shape[0], len(self.pixels)
         length = length * len(self.activation) // recorded if length % recorded == 0 else length
         return torch.zeros(length, *shell.shape[1:], dtype=shell.dtype, device=self.activation.device)
 
     def check(self, trainer: ImageTrainer, pixels: torch.Tensor) -> None:
-        """Refuse a cut through which other logits come than through the whole network, allowing for float16."""
+        """Raise `CannotCut` if the cut network gives other logits than the whole one, allowing for float16."""
         boundary = self.model.get_submodule(self.boundary)
         self.model.eval()
         whole = _forward(trainer, pixels)
@@ -170,20 +170,20 @@ class Cut:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise CannotCut(f"the network cannot be cut at {self.boundary} ({str(error).splitlines()[0]})") from error
         spread = (whole - whole.mean(dim=0)).abs().max()
-        # Not "larger than": of what is no number nothing is larger.
+        # Not "larger than", which is false for NaN.
         if not (whole - behind).abs().max() <= TOLERANCE * spread:
-            raise CannotCut(f"cut at {self.boundary} the network gives other logits")
+            raise CannotCut(f"cut at {self.boundary}, the network gives different logits")
 
 
 def _shell(output: Any, name: str) -> Any:
-    """Shapes and types alone of tensors, also of those in a tuple; numbers as they are."""
+    """Shapes and types of tensors without their values, also within tuples; integers unchanged."""
     if isinstance(output, torch.Tensor) and output.ndim:
         return output.to("meta")
     if type(output) is tuple:
         return tuple(_shell(part, name) for part in output)
     if output is None or isinstance(output, int):
         return output
-    raise CannotCut(f"{name} gives a {type(output).__name__}")
+    raise CannotCut(f"{name} returns a {type(output).__name__}")
 
 
 def _inside(name: str, others: Iterable[str]) -> bool:
@@ -191,7 +191,7 @@ def _inside(name: str, others: Iterable[str]) -> bool:
 
 
 def _first_to_move(trainer: ImageTrainer, pixels: torch.Tensor) -> str:
-    """Name of the first part in a forward that has weights of its own to train; of a block the whole block."""
+    """Name of the first module of a forward pass with trainable weights of its own; within a block, the whole block."""
     order: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda _m, _i, name=name: order.append(name))
@@ -204,5 +204,5 @@ def _first_to_move(trainer: ImageTrainer, pixels: torch.Tensor) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    # Inside a block there are ways around each of its parts.
+    # Inside a block, residual connections bypass its parts.
     return next((block for block in find_blocks(trainer.model) if order[0].startswith(block + ".")), order[0])

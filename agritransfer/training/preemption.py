@@ -1,7 +1,7 @@
 """When does a run stop before its end?
 
-A signal asks for it, the loss is no number, or a streamed photo is broken. Within training that takes effect after the
-step, in all processes at once; anywhere else at once.
+On a signal, when the loss is NaN, or when a streamed photo is broken. During training this takes effect after the
+current step, in all processes together; anywhere else immediately.
 """
 
 import multiprocessing
@@ -20,13 +20,13 @@ from transformers import TrainerCallback, TrainerState
 
 from agritransfer.errors import DataError, DivergedError, Preempted
 
-# What a scheduler sends before it takes the machine away; Windows knows only the first.
+# What a scheduler sends before it takes the machine away; Windows has only the first.
 SIGNALS = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGUSR1]
 
 
 @contextmanager
 def preemptible() -> Iterator[None]:
-    """Within, a signal raises `Preempted` wherever the code stands; afterwards no loader worker is left."""
+    """Inside, a signal raises `Preempted` wherever the code is; on exit no loader worker is left."""
     before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
     for number in SIGNALS:
         signal.signal(number, _preempt)
@@ -41,7 +41,7 @@ def preemptible() -> Iterator[None]:
 def _end_workers() -> None:
     workers = multiprocessing.active_children()
     if workers and sys.platform != "win32":
-        # torch takes a worker's end for an accident, and would raise wherever the code then stands.
+        # torch takes the end of a worker for a crash and would raise wherever the code is at that moment.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in workers:
         # They ignore gentler signals, see `ignore_signals`.
@@ -51,25 +51,27 @@ def _end_workers() -> None:
 
 def _preempt(number: int, _frame: Any) -> None:
     ignore_signals()
-    raise Preempted(f"{signal.Signals(number).name} came")
+    raise Preempted(f"received {signal.Signals(number).name}")
 
 
 def ignore_signals(_worker: int = 0) -> None:
-    """Let this process end only when it is killed or, as a loader worker, when its parent is done with it.
+    """Let this process end only when it is killed or, as a loader worker, when its parent no longer needs it.
 
-    A scheduler and Ctrl-C signal a whole group of processes; a worker that ended would take the last step with it.
+    A scheduler and Ctrl-C signal a whole process group; without its workers, training could not finish the last step.
     """
     for number in (*SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class SafeStop(TrainerCallback):
-    """Ends training after a step: with a checkpoint when a signal or Ctrl-C asked for it, without one when it diverged.
+    """Ends training after a step: with a checkpoint after a signal or Ctrl-C, without one when the loss is NaN.
 
     The processes agree after every step, since one that stopped alone would leave the others waiting. At the last step
-    of an epoch the epoch's own validation and save come first: a run that goes on from there would not make up for it.
+    of an epoch the validation and the save of the epoch come first, since a resumed run would not repeat them.
+    It must be the last callback: it raises in `on_save`, when all others have seen the checkpoint.
 
-    Broken photos of a stream end it too; where it `skips_broken` they are named once, and stay in the Trainer's state.
+    Broken photos of a stream end training too; with `skips_broken` each is reported once and kept in the Trainer's
+    state.
     """
 
     def __init__(self, skips_broken: bool = False) -> None:
@@ -80,7 +82,7 @@ class SafeStop(TrainerCallback):
         self.faults: list[str] = []
 
     def watch(self, loss: torch.Tensor, files: Sequence[str], faults: Sequence[str] = ()) -> None:
-        """Note the loss of a batch; it is looked at once a step, so that a GPU need not wait for each batch."""
+        """Record the loss of a batch; losses are checked once per step, so that a GPU need not wait for each batch."""
         self.losses.append(loss.detach())
         self.files.append(files)
         self.faults += faults
@@ -92,14 +94,14 @@ class SafeStop(TrainerCallback):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         if self.asked:
-            raise Preempted(f"{self.asked} came as training ended")
+            raise Preempted(f"received {self.asked} as training ended")
 
     def _ask(self, number: int, _frame: Any) -> None:
         self.asked = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        # The second Ctrl-C ends the process where it stands.
+        # The second Ctrl-C ends the process at once.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, f"{self.asked}: a checkpoint after this step, then the end (Ctrl-C: at once)\n".encode())
+        # Not print: the signal may have interrupted one.
+        os.write(2, f"{self.asked}: stopping after this step, with a checkpoint (Ctrl-C: stop at once)\n".encode())
 
     def on_step_end(self, args, state, control, **kwargs):
         finite = torch.isfinite(torch.stack(self.losses)).tolist()
@@ -107,48 +109,49 @@ class SafeStop(TrainerCallback):
         self.losses, self.files = [], []
         self.agreed, diverged, faulty = _agree(bool(self.asked), bool(diverging), bool(self.faults))
         if faulty:
-            self._meet_broken_photos(state)
+            self._handle_broken_photos(state)
         if diverged:
             names = ", ".join(gather_object(diverging))
             raise DivergedError(
-                f"the loss became no number at step {state.global_step}, on {names}; lower --learning_rate, or look at "
+                f"the loss is NaN or infinite at step {state.global_step}, on {names}; lower --learning_rate or check "
                 "these photos"
             )
         if self.agreed and not control.should_training_stop and state.epoch % 1:
             self.stopping = control.should_save = True
 
-    def _meet_broken_photos(self, state: TrainerState) -> None:
+    def _handle_broken_photos(self, state: TrainerState) -> None:
         faults, self.faults = sorted(set(gather_object(self.faults)) - set(broken_in(state))), []
         if not self.skips_broken:
+            photos = "1 photo" if len(faults) == 1 else f"{len(faults)} photos"
             raise DataError(
-                f"{len(faults)} photos of the train shards cannot be used: {'; '.join(faults[:10])}; mend them or add "
+                f"{photos} of the train shards cannot be used: {'; '.join(faults[:10])}; repair the shards or add "
                 "--on_broken skip"
             )
-        # In the state, so that a run that goes on counts them too.
+        # In the state, so that a resumed run counts them too.
         state.log_history += [{"broken": fault, "step": state.global_step} for fault in faults]
         if state.is_world_process_zero:
             for fault in faults:
-                tqdm.write(f"left out, broken: {fault}")
+                tqdm.write(f"skipped, broken: {fault}")
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.agreed:
             self.stopping = control.should_save = True
 
-    def now(self, step: int) -> None:
-        """Called when all that a step asked for is done; raises `Preempted` where it was to be the last one."""
+    def on_save(self, args, state, control, **kwargs):
         if self.stopping:
             raise Preempted(
-                f"{self.asked or 'a signal to another process'} came; the checkpoint of step {step} is complete"
+                f"received {self.asked or 'a signal in another process'}; the checkpoint of step {state.global_step} "
+                "is complete"
             )
 
 
 def broken_in(state: TrainerState) -> list[str]:
-    """The streamed photos that a run has left out so far, each with the reason."""
+    """The streamed photos that a run has skipped so far, each with the reason."""
     return [entry["broken"] for entry in state.log_history if "broken" in entry]
 
 
 def _agree(*mine: bool) -> list[bool]:
-    """What any of the processes says."""
+    """For each value, whether it is true in any process."""
     state = PartialState()
     if state.num_processes == 1:
         return list(mine)

@@ -1,7 +1,7 @@
-"""From where does a run go on?
+"""From which checkpoint does a run resume?
 
-The same command goes on from the newest complete checkpoint, and only where it would end with the weights of a run that
-was never cut off: with other photos, another model or another seed it would not.
+The same command resumes from the newest complete checkpoint, but only if it ends with the weights of an uninterrupted
+run: with other photos, another model or another seed it would not.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from agritransfer.runtime.process import say
 from agritransfer.training.checkpoints import newest_checkpoint, point_to_best, put_aside
 from agritransfer.training.trainer import SETTINGS
 
-# Flags that may differ between the sessions of one run: where things lie (what they hold is compared by itself), how
-# photos are loaded, what is shown, kept and uploaded, and what is done after training.
+# Flags that may differ between the sessions of one run: paths (their contents are compared instead), how photos are
+# loaded, what is shown, kept and uploaded, and what happens after training.
 MAY_DIFFER = {
     *("output_dir", "dataset_name", "dataset_revision", "shift_dataset_name", "splits_file", "recipe", "restart"),
     *("model_name_or_path", "model_revision", "max_train_samples", "max_eval_samples", "download_only"),
@@ -35,7 +35,7 @@ MAY_DIFFER = {
 
 
 def run_settings(splits: Splits, base_model: dict[str, Any] | None, *parsed: Any) -> dict[str, Any]:
-    """All that decides with which weights a run ends: its flags, its photos in their order, its base model."""
+    """Everything that decides the final weights of a run: its flags, its photos in order, its base model."""
     *ours, training = parsed
     flags = {name: value for arguments in ours for name, value in dataclasses.asdict(arguments).items()}
     flags |= training.to_dict()
@@ -50,12 +50,12 @@ def run_settings(splits: Splits, base_model: dict[str, Any] | None, *parsed: Any
         "device": training.device.type,
         **{name: value for name, value in flags.items() if name not in MAY_DIFFER},
     }
-    # As they come back from a file: tuples as lists, None as None.
+    # As they are read back from a file: tuples as lists, None as None.
     return json.loads(json.dumps(settings, default=str))
 
 
 def model_mark(name: str, commit: str | None) -> str:
-    """Name and commit of a Hub model; of a folder its last name and a digest of its weights."""
+    """Name and commit of a Hub model; for a folder its name and a digest of its weights."""
     if commit is not None:
         return f"{name} ({commit[:12]})"
     digest = hashlib.sha256()
@@ -66,12 +66,12 @@ def model_mark(name: str, commit: str | None) -> str:
 
 
 def checkpoint_to_resume(args: TrainingArguments, settings: dict[str, Any]) -> str | None:
-    """The checkpoint that this run goes on from, None for its beginning; every damaged one is put aside by name.
+    """The checkpoint to resume from, None where there is none; damaged ones are renamed and reported.
 
-    Raises `UsageError` where the checkpoint is one of a run with other settings.
+    Raises `UsageError` where the checkpoint belongs to a run with other settings.
     """
     found = [_find(Path(args.output_dir) / "checkpoints") if args.process_index == 0 else None]
-    # One process looks and moves; the others are told.
+    # One process searches and renames, and tells the others.
     (checkpoint,) = broadcast_object_list(found) if args.world_size > 1 else found
     if checkpoint is None:
         return None
@@ -80,26 +80,26 @@ def checkpoint_to_resume(args: TrainingArguments, settings: dict[str, Any]) -> s
             f"process {args.process_index} does not see {checkpoint}; give an --output_dir that all nodes share"
         )
     _refuse_other_settings(json.loads((checkpoint / SETTINGS).read_text(encoding="utf-8")), settings, args.output_dir)
-    say(f"goes on from {checkpoint}")
+    say(f"resuming from {checkpoint}")
     return str(checkpoint)
 
 
 def _find(folder: Path) -> Path | None:
     newest, faults = newest_checkpoint(folder)
     for checkpoint, fault in faults.items():
-        say(f"not used: {checkpoint.name} {fault}; put aside as {put_aside(checkpoint)}")
+        say(f"not used: {checkpoint.name} {fault}; renamed to {put_aside(checkpoint)}")
     if newest is not None:
         point_to_best(newest)
     elif faults:
-        say("no complete checkpoint is left; training begins anew")
+        say("no complete checkpoint is left; training starts from the beginning")
     return newest
 
 
 def _refuse_other_settings(then: dict[str, Any], now: dict[str, Any], folder: str) -> None:
     names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if names:
-        told = "; ".join(f"{name} was {then.get(name)}, is {now.get(name)}" for name in names)
+        changes = "; ".join(f"{name} was {then.get(name)}, is {now.get(name)}" for name in names)
         raise UsageError(
-            f"the unfinished run in {folder} has other settings: {told}; give those again, choose a new --output_dir "
-            "or add --restart"
+            f"the unfinished run in {folder} has other settings: {changes}; restore them, choose a new --output_dir or "
+            "add --restart"
         )

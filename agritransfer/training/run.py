@@ -1,7 +1,7 @@
 """What does a run leave behind?
 
-The folder is the contract with everything that comes later: a plain transformers model, `results.json`, which file went
-where, every scored photo, figures, and `status.json`.
+All later commands rely on the run folder: a plain transformers model, `results.json`, the split of every file, every
+scored photo, figures, and `status.json`.
 """
 
 import json
@@ -47,7 +47,7 @@ PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate")
 
 @dataclass(frozen=True)
 class Run:
-    """A run in progress: its arguments (the data's first, the Trainer's last), its folder, the memory of each stage."""
+    """A run in progress: its arguments (`DataArguments` first, the Trainer's last), its folder, the peak memory."""
 
     arguments: tuple[Any, ...]
     folder: Path
@@ -55,19 +55,19 @@ class Run:
 
     @property
     def data_args(self) -> DataArguments:
-        """Which photos, and what happens to them."""
+        """Which photos are used, and how."""
         return self.arguments[0]
 
     def end_stage(self, stage: str, *lines: str) -> None:
-        """Print these lines and the peak memory of the stage that they end."""
+        """Print these lines and the peak memory of the stage that has just ended."""
         say(*lines, self.memory.line(stage))
 
 
 @contextmanager
 def start_run(*arguments: Any) -> Iterator[Run]:
-    """Claim `output_dir` for this run, and say in `status.json` and in the exit code how it ended.
+    """Reserve `output_dir` for this run; `status.json` and the exit code say how it ended.
 
-    A finished run, started again by the same command, prints its results and ends with 0.
+    If the run is already finished, the same command prints its results and exits with 0.
     """
     args, restart = arguments[-1], arguments[0].restart
     prepare_process(args)
@@ -80,7 +80,7 @@ def start_run(*arguments: Any) -> Iterator[Run]:
     PartialState().wait_for_everyone()
     if args.should_save:
         if restart and folder.exists():
-            print(f"the earlier run is put aside as {folder.rename(free_name(folder))}")
+            print(f"the earlier run is renamed to {folder.rename(free_name(folder))}")
         folder.mkdir(parents=True, exist_ok=True)
         _write_status(folder, "running", None)
     with preemptible(), _reported(folder, args.should_save):
@@ -90,16 +90,16 @@ def start_run(*arguments: Any) -> Iterator[Run]:
 
 @contextmanager
 def _reported(folder: Path, writes: bool) -> Iterator[None]:
-    """Turn how a run ended into `status.json`, one line and an exit code."""
+    """Report how a run ended: `status.json`, one line on stderr and the exit code."""
     state, exit_code = "failed", 1
     try:
         yield
         state, exit_code = "done", 0
     except Preempted as error:
         state, exit_code = "preempted", error.exit_code
-        sys.exit(_say(error, "preempted: ", "; run the same command again to go on"))
+        sys.exit(_say(error, "preempted: ", "; run the same command again to resume"))
     except KeyboardInterrupt:
-        # What a shell says of a process that Ctrl-C ended.
+        # The exit code that shells give a process ended by Ctrl-C.
         state, exit_code = "interrupted", 130
         sys.exit(exit_code)
     except PublishError as error:
@@ -118,25 +118,25 @@ def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
         return
     results = read_results(folder)
     if results["command"] != command_line():
-        told = _differences(results["command"], command_line())
-        raise UsageError(f"{folder} holds another finished run: {told}; choose a new --output_dir or add --restart")
+        changes = _differences(results["command"], command_line())
+        raise UsageError(f"{folder} holds another finished run: {changes}; choose a new --output_dir or add --restart")
     say(f"{folder} is finished; its results:\n{results_table(results)}")
     if push_to_hub and not (folder / "published.json").exists():
         again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
-        sys.exit(_say(PublishError(f"it is not published yet; {again}")))
+        sys.exit(_say(PublishError(f"it is not published yet; run {again}")))
     sys.exit(0)
 
 
 def _differences(then: str, now: str) -> str:
-    """What two commands have in different ways, flag by flag."""
+    """The flags that differ between two commands, with both values."""
     was, asked = _flags_of(then), _flags_of(now)
     names = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
-    told = (f"{name} was {was.get(name, 'not given')}, is {asked.get(name, 'not given')}" for name in names)
-    return "; ".join(told) or "the same flags in another order"
+    changes = (f"{name} was {was.get(name, 'not given')}, is {asked.get(name, 'not given')}" for name in names)
+    return "; ".join(changes) or "the same flags in another order"
 
 
 def _flags_of(command: str) -> dict[str, str]:
-    """The words after each flag; under "script" those before the first."""
+    """The words after each flag; those before the first flag are under "script"."""
     flags, name = {"script": []}, "script"
     for word in shlex.split(command):
         flag, given, value = word.partition("=") if word.startswith("--") else ("", "", word)
@@ -157,7 +157,7 @@ def _write_status(folder: Path, state: str, exit_code: int | None) -> None:
 
 
 def command_line() -> str:
-    """The command that started this process: a script, or `agritransfer` with the name of one."""
+    """The command that started this process: a script, or `agritransfer` with a subcommand."""
     program = Path(sys.argv[0])
     return shlex.join([*(["python", program.name] if program.suffix else sys.argv[0].split()), *sys.argv[1:]])
 
@@ -165,7 +165,7 @@ def command_line() -> str:
 def score_run(
     trainer: ImageTrainer, splits: Splits, shift: Splits | None, store: PixelStore
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Logits and features of the saved model, loaded as anyone loads it; the test is seen only here, and once."""
+    """Logits and features of the saved model, loaded as a user loads it; the test split is used only here, and once."""
     PartialState().wait_for_everyone()
     model, processor = load_classifier(Path(trainer.args.output_dir))
     batch_size = trainer.args.per_device_eval_batch_size
@@ -181,7 +181,7 @@ def write_results(
     outputs: dict[str, tuple[np.ndarray, np.ndarray]],
     base_model: dict | None,
 ) -> None:
-    """Write `results.json`, `splits.csv`, `predictions.csv`, what the model knows and the figures; print the table."""
+    """Write `results.json`, `splits.csv`, `predictions.csv`, the known features and the figures; print the table."""
     if not trainer.args.should_save:
         return
     folder, memory = run.folder, run.memory
@@ -216,12 +216,12 @@ def write_results(
     if known is not None:
         known.save(folder / KNOWN_FILE)
     _draw_figures(folder / "figures", trainer, splits, outputs["test"][0], results)
-    # Last, so that a folder with results is a whole one.
+    # Last, so that a folder with results is complete.
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(results_table(results))
     print(f"\nwritten to {folder}: the model, results.json, splits.csv, predictions.csv, figures/")
     print(f'use it: pipeline("image-classification", model="{folder}")')
-    print(f'or, with "not sure": python -m agritransfer predict {folder} PHOTOS')
+    print(f'or, with "not sure" as an answer: python -m agritransfer predict {folder} PHOTOS')
 
 
 def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
             "method": splits.method,
             "seed": splits.seed,
             "leakage": {
-                # Streamed train photos were not looked at before training.
+                # Streamed train photos are not read before training.
                 "found": None if splits.stream else len(splits.leaked),
                 "dropped": len(splits.leaked) if splits.leaks_dropped else 0,
             },
@@ -250,7 +250,7 @@ def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
 def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMemory) -> dict[str, Any]:
     state = trainer.state
     speed = next(entry for entry in reversed(state.log_history) if "train_runtime" in entry)
-    # A cache that had to be filled, or a head that was solved first, is part of what training took.
+    # Filling a cache and solving a head first are part of the training time.
     seconds = sum(trainer.times.seconds.values())
     photos = speed["train_runtime"] * speed["train_samples_per_second"]
     on_gpu = trainer.args.device.type == "cuda"
@@ -277,7 +277,7 @@ def _commit() -> str | None:
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        # A downloaded archive has no history.
+        # A downloaded archive has no git history.
         return None
 
 

@@ -1,4 +1,4 @@
-"""How are trained weights saved, and are the saved ones the same?"""
+"""How are trained weights saved, and does the saved model give the same logits?"""
 
 from pathlib import Path
 
@@ -10,16 +10,17 @@ from agritransfer.images.photo_dataset import collate
 from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.loading import load_classifier
 from agritransfer.models.lora import load_adapter, merge_lora
+from agritransfer.training.checkpoints import follow_umask
 from agritransfer.training.trainer import ImageTrainer
 
-# Two ways through the same float32 weights differ by rounding only.
+# Two forward passes with the same float32 weights differ by rounding only.
 LOGIT_TOLERANCE = 1e-3
 
 
 def save_model(trainer: ImageTrainer, processor: PhotoProcessor, splits: Splits, base_model: dict | None) -> None:
-    """Write the trained weights as a plain transformers model, for LoRA also `adapter/`, and prove them the same.
+    """Save the trained weights as a plain transformers model, with LoRA also as `adapter/`, and check both.
 
-    Raises `RuntimeError` when the files do not give the trained model's logits.
+    Raises `RuntimeError` when a saved model does not give the trained model's logits.
     """
     folder, model = Path(trainer.args.output_dir), trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.args.should_save:
@@ -31,13 +32,15 @@ def save_model(trainer: ImageTrainer, processor: PhotoProcessor, splits: Splits,
     trained = _logits(model, pixels)
     if isinstance(model, PeftModel):
         model.save_pretrained(folder / "adapter")
-        # The adapter alone would answer with the base model's labels.
+        follow_umask(folder / "adapter")
+        # The adapter alone would predict the base model's labels.
         model.get_base_model().config.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink()
         _check_same(trained, _logits(load_adapter(folder / "adapter", base_model, processor), pixels), "the adapter")
         model = merge_lora(model)
     model.save_pretrained(folder)
     processor.save(folder)
+    follow_umask(folder)
     _check_same(trained, _logits(load_classifier(folder)[0], pixels), "the saved model")
 
 
@@ -49,4 +52,4 @@ def _logits(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 def _check_same(trained: torch.Tensor, loaded: torch.Tensor, what: str) -> None:
     difference = (trained - loaded).abs().max().item()
     if difference > LOGIT_TOLERANCE * max(1.0, trained.abs().max().item()):
-        raise RuntimeError(f"{what} differs from the trained one by {difference:.3g} in its logits; do not use it")
+        raise RuntimeError(f"the logits of {what} differ from the trained model's by {difference:.3g}; do not use it")

@@ -1,4 +1,4 @@
-"""How are model, photos and flags put together and trained?"""
+"""How are the model, the photos and the flags combined into a training session?"""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def build_trainer(
     base_model: dict[str, Any] | None,
     parameter_groups: list[dict] | None = None,
 ) -> ImageTrainer:
-    """The trainer of a run on these splits, their photos decoded once into the store."""
+    """The trainer of a run on these splits, whose photos are decoded once into the store."""
     data_args = run.data_args
     train_photos = splits.training_photos(processor, data_args.augmentation, store)
     validation_photos = splits.dataset("validation", processor, store)
@@ -47,7 +47,7 @@ def build_trainer(
 
 
 def train(run: Run, trainer: ImageTrainer, splits: Splits, store: PixelStore) -> None:
-    """Train, from the last complete checkpoint where there is one; frozen layers run once with `--cached_views`."""
+    """Train, resuming from the last complete checkpoint if any; with `--cached_views` frozen layers run only once."""
     views, augmentation = run.data_args.cached_views, run.data_args.augmentation
     with frozen_prefix(trainer, splits, views, augmentation, store.limit):
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args, trainer.settings))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -31,8 +32,8 @@ from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.structure import count_parameters
 from agritransfer.runtime.process import say
 from agritransfer.runtime.profiling import Times
-from agritransfer.training.callbacks import ProgressLines, SeededSteps, TimeForecast
-from agritransfer.training.checkpoints import MANIFEST, fault_of, write_manifest
+from agritransfer.training.callbacks import PassOver, ProgressLines, SeededSteps, TimeForecast
+from agritransfer.training.checkpoints import MANIFEST, fault_of, follow_umask, write_manifest
 from agritransfer.training.losses import classification_loss
 from agritransfer.training.preemption import SafeStop, ignore_signals
 
@@ -42,13 +43,14 @@ SETTINGS = "settings.json"
 class ImageTrainer(Trainer):
     """Trainer with batch augmentation, complete checkpoints and strict loading of them.
 
-    It inherits because the Trainer offers no other door to these: batches arrive as uint8 and are augmented and
-    normalised on the device; a stream is shared out before accelerate sees it; each stage is timed; a checkpoint counts
-    once its manifest is written, and old ones go only then; and checkpoints are loaded through `from_pretrained`: the
-    stock Trainer skips the weights that transformers renames on saving (ViT, DINOv2, Swin, BEiT), so that its "best"
-    model is a mixture of two steps.
+    Public methods are overridden where they suffice: batches arrive as uint8 and are augmented and normalised on the
+    device, a stream is split among the processes before accelerate sees it, and each stage is timed. Four private
+    methods have no public counterpart: checkpoints lie in a folder of their own, one is valid only once its manifest
+    is written, and older ones are deleted only after that; and checkpoints are loaded through `from_pretrained`, since
+    the stock Trainer skips the weights that transformers renames on saving (ViT, DINOv2, Swin, BEiT), so that its
+    "best" model mixes the weights of two steps.
 
-    `settings` lies in every checkpoint, to be compared with those of the run that goes on from it.
+    `settings` is saved in every checkpoint and compared with the settings of the run that resumes from it.
     """
 
     def __init__(
@@ -81,9 +83,9 @@ class ImageTrainer(Trainer):
         )
         self.augment, self.settings, self.times = augment, settings, Times()
         self.processor, self.class_weights, self.stream = processor, class_weights, stream
-        # Taken from the Trainer, which deletes an old checkpoint before the new one is complete.
+        # Taken away from the Trainer, which deletes an old checkpoint before the new one is complete.
         self.checkpoints_kept, args.save_total_limit = args.save_total_limit, None
-        # Counted now, since merging adapters uses the model up.
+        # Counted now, since merging the adapters consumes the model.
         self.trainable_parameters = count_parameters(self.model)[1]
         self.mean, self.std = (statistic.to(args.device) for statistic in processor.normalization)
         self.remove_callback(PrinterCallback)
@@ -93,25 +95,26 @@ class ImageTrainer(Trainer):
         self.add_callback(TimeForecast(len(self.eval_dataset) / trained))
         if early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
-        self.safe_stop = SafeStop(stream is not None and stream.stream.on_broken == "skip")
-        self.add_callback(self.safe_stop)
         self.add_callback(SeededSteps())
+        if stream is not None:
+            self.add_callback(PassOver())
+        self.safe_stop = SafeStop(stream is not None and stream.stream.on_broken == "skip")
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return self.model_inputs(inputs, augmented=self.model.training)
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(model, self.model_inputs(inputs, augmented=self.model.training), *args, **kwargs)
 
     def model_inputs(self, batch: dict[str, Any], augmented: bool) -> dict[str, torch.Tensor]:
-        """What the model is given for a batch, on the device: normalised pixels (batch, 3, side, side) and labels.
+        """The model's input for a batch, on the device: normalised pixels (batch, 3, side, side) and labels.
 
-        A batch of cached activations passes as it is: pixels are uint8, activations are not.
+        A batch of cached activations is passed on unchanged: pixels are uint8, activations are not.
         """
-        batch = super()._prepare_inputs(batch)
+        batch = send_to_device(batch, self.args.device)
         pixels, labels = batch["pixel_values"], batch["labels"]
         if pixels.is_floating_point():
             return {"pixel_values": pixels.float(), "labels": labels}
         with self.times.spent("augmentation"):
             pixels, labels = self.augment(batch) if augmented else (pixels.float(), labels)
-        # In place: fresh memory for a batch of floats costs more than the arithmetic.
+        # In place: allocating a batch of floats costs more than the arithmetic.
         return {"pixel_values": pixels.sub_(self.mean).div_(self.std), "labels": labels}
 
     def get_batch_samples(self, *args: Any) -> Any:
@@ -119,8 +122,10 @@ class ImageTrainer(Trainer):
             try:
                 return super().get_batch_samples(*args)
             except (ConnectionError, EOFError) as error:
-                # The kernel closes what a killed worker had open before it tells torch, which else says this itself.
-                raise RuntimeError("a loader worker was killed by signal; run the same command again") from error
+                # The kernel closes the files of a killed worker before it tells torch, which otherwise reports this.
+                raise RuntimeError(
+                    "a loader worker was killed by signal; run the same command again to resume"
+                ) from error
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         with self.times.spent("forward and backward"):
@@ -133,46 +138,38 @@ class ImageTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        with self.times.spent("optimizer and the rest"):
-            return super().train(*args, **kwargs)
+        # The last callback, so that a checkpoint is uploaded before `SafeStop` ends the run.
+        self.add_callback(self.safe_stop)
+        try:
+            with self.times.spent("optimizer and the rest"):
+                return super().train(*args, **kwargs)
+        finally:
+            self.remove_callback(self.safe_stop)
 
     def get_train_dataloader(self) -> DataLoader:
         if self.stream is None:
-            return super().get_train_dataloader()
+            return _ignoring_signals(super().get_train_dataloader())
         loader = DataLoader(
             self.stream,
             batch_size=self._train_batch_size,
             collate_fn=collate_stream,
-            # One reader a process: several would each mix a share of their own, and end with a part of a batch each.
+            # One reader per process: several would each shuffle a share of their own and end with a partial batch.
             num_workers=min(1, self.args.dataloader_num_workers),
             pin_memory=self.args.dataloader_pin_memory,
             drop_last=self.args.dataloader_drop_last,
             worker_init_fn=ignore_signals,
         )
-        # As if for one process: the stream is shared out already, and accelerate would let the first process read all.
+        # As if for one process: the stream is split already, and accelerate would let the first process read it all.
         return prepare_data_loader(
             loader, self.args.device, num_processes=1, put_on_device=True, dispatch_batches=False
         )
 
+    def get_eval_dataloader(self, *args: Any) -> DataLoader:
+        return _ignoring_signals(super().get_eval_dataloader(*args))
+
     def num_examples(self, dataloader: DataLoader) -> int:
         mine = super().num_examples(dataloader)
         return mine * self.args.world_size if dataloader.dataset is self.stream else mine
-
-    def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        epoch, batches = super()._init_training_state(*args)
-        if self.stream is not None:
-            self.stream.pass_over(epoch, batches * self._train_batch_size)
-        return epoch, batches
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        loader = super()._get_dataloader(*args, **kwargs)
-        # In place of the Trainer's seeding: our workers draw nothing.
-        loader.base_dataloader.worker_init_fn = ignore_signals
-        return loader
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        self.safe_stop.now(self.state.global_step)
 
     def _get_output_dir(self, trial: Any) -> str:
         return os.path.join(self.args.output_dir, "checkpoints")
@@ -185,7 +182,7 @@ class ImageTrainer(Trainer):
         parent = Path(self._get_output_dir(trial))
         checkpoint = parent / f"checkpoint-{self.state.global_step}"
         if (checkpoint / MANIFEST).exists():
-            # Saved at this very step; writing over it would leave none while it lasts.
+            # Already saved at this step; while it was being overwritten, there would be no complete checkpoint.
             return
         _check_finite(self.model, self.state.global_step)
         with _whole_or_gone(checkpoint):
@@ -193,9 +190,10 @@ class ImageTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with _whole_or_gone(checkpoint):
-                # A pickle of the whole command line, which nothing here reads.
+                # A pickle of the whole command line, which nothing reads.
                 (checkpoint / "training_args.bin").unlink()
                 (checkpoint / SETTINGS).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+                follow_umask(checkpoint)
                 write_manifest(checkpoint)
             rotate_checkpoints(str(parent), self.checkpoints_kept, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
@@ -204,34 +202,37 @@ class ImageTrainer(Trainer):
         if isinstance(self.model, PreTrainedModel):
             load_strictly(self.model, resume_from_checkpoint)
         else:
-            # An adapter's names are the same on disk; the stock loading is exact.
+            # The names of adapter weights are the same on disk, so the stock loading is exact.
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        if (fault := fault_of(best)) is not None:
-            raise StorageError(f"the best weights are lost: {best} {fault}; run the same command again")
-        if isinstance(self.model, PreTrainedModel):
-            load_strictly(self.model, self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        if (fault := fault_of(Path(best))) is not None:
+            raise StorageError(f"the best weights are lost: {best} {fault}; run the same command again to resume")
+        self._load_from_checkpoint(best)
+
+
+def _ignoring_signals(loader: DataLoader) -> DataLoader:
+    """Let the workers of a loader ignore signals, in place of the Trainer's seeding: our workers draw nothing."""
+    loader.base_dataloader.worker_init_fn = ignore_signals
+    return loader
 
 
 def _load_without_workers(args: TrainingArguments, stored: StoredPixels) -> None:
-    # A fetch is one copy out of memory, which costs less than handing it from one process to another.
+    # A fetch is one copy within memory, which costs less than passing it from one process to another.
     args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
     if args.device.type == "cuda" and stored.move_to_gpu(args.device):
         args.dataloader_pin_memory = False
 
 
 def load_strictly(model: PreTrainedModel, checkpoint: str) -> None:
-    """Load every weight of a saved model, or raise `RuntimeError`; names are translated by `from_pretrained`."""
+    """Load every weight of a saved model or raise `RuntimeError`; `from_pretrained` translates renamed weights."""
     saved, report = type(model).from_pretrained(
         checkpoint, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
-    # `from_pretrained` would draw these anew, with a warning.
-    if lost := sorted(report["missing_keys"]):
-        raise RuntimeError(f"the checkpoint '{checkpoint}' lacks {len(lost)} weights, such as {lost[0]}")
+    # `from_pretrained` would initialize these at random, with a warning.
+    if missing := sorted(report["missing_keys"]):
+        raise RuntimeError(f"the checkpoint '{checkpoint}' lacks the weights {', '.join(missing[:5])}")
     model.load_state_dict(saved.state_dict(), strict=True)
 
 
@@ -242,13 +243,13 @@ def _whole_or_gone(checkpoint: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(checkpoint, ignore_errors=True)
         raise StorageError(
-            f"{checkpoint} could not be written ({str(error).splitlines()[0]}) and is deleted; the earlier ones are "
-            "whole: make room and run the same command again"
+            f"{checkpoint} could not be written ({str(error).splitlines()[0]}) and was deleted; earlier checkpoints "
+            "are intact: free some disk space and run the same command again to resume"
         ) from error
 
 
 def _check_finite(model: nn.Module, step: int) -> None:
-    """Keep weights that are no numbers out of the checkpoints: the next one would push the last good one out."""
+    """Keep NaN weights out of the checkpoints: the next rotation would delete the last good checkpoint."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise DivergedError(f"the weights of {name} became no numbers by step {step}; lower --learning_rate")
+            raise DivergedError(f"{name} has NaN or infinite weights after step {step}; lower --learning_rate")
