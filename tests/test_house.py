@@ -11,8 +11,7 @@ from conftest import ROOT
 
 from agritransfer.__main__ import build_parser as build_command_parser
 from agritransfer.arguments import DataArguments, FinetuneArguments, LoraArguments, ModelArguments, ScratchArguments
-from agritransfer.runtime.command_line import _build_parser as build_parser
-from agritransfer.runtime.command_line import parse_args
+from agritransfer.runtime.command_line import FlagParser, parse_args
 
 PACKAGE = ROOT / "agritransfer"
 ROOMS = ["runtime", "images", "data", "models", "evaluation", "training", "hub", "cli"]
@@ -123,7 +122,7 @@ def test_the_flags_that_the_readme_names_exist():
     classes = (DataArguments, ModelArguments, FinetuneArguments, LoraArguments, ScratchArguments)
     from transformers import TrainingArguments
 
-    known = set(build_parser((*classes, TrainingArguments), "")._option_string_actions)
+    known = set(FlagParser((*classes, TrainingArguments))._option_string_actions)
     commands = build_command_parser()._subparsers._group_actions[0].choices
     known |= {flag for command in commands.values() for flag in command._option_string_actions}
     for path in (ROOT / "space/app.py", *ROOT.glob("benchmarks/*.py")):
