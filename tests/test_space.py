@@ -294,7 +294,7 @@ def test_the_about_page_tells_both_scores_and_when_not_to_trust_it():
     results["calibration"]["threshold"], results["shift"] = None, None
     results["test"]["answered"]["error"] = None
     shown = page.about_html(results, "user/leaves", "en")
-    assert "never says that it is sure" in shown and "field</th>" not in shown
+    assert "always answers “not sure”" in shown and "field</th>" not in shown
 
 
 def test_an_address_is_found_wherever_it_stands():
