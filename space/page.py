@@ -58,16 +58,16 @@ def _words(name: str) -> str:
     return re.sub(r"[_/\s]+", " ", name).strip()
 
 
-def percent(share: float, digits: int = 0) -> str:
-    """A share as a percentage."""
-    return f"{100 * share:.{digits}f} %"
+def percent(share: float, code: str, digits: int = 0) -> str:
+    """A share as a percentage; English puts no space before the sign."""
+    return f"{100 * share:.{digits}f}{'%' if code == 'en' else ' %'}"
 
 
 def sentence(answer: Answer, code: str) -> str:
     """The verdict in one sentence."""
     texts = TRANSLATIONS[code]
     first, second = map(label_text, answer.labels[:2])
-    chances = list(map(percent, answer.probabilities[:2]))
+    chances = [percent(chance, code) for chance in answer.probabilities[:2]]
     if answer.verdict == "answer":
         return f"{texts['answer']} {first} ({chances[0]})."
     if answer.verdict == "unknown":
@@ -88,7 +88,7 @@ def answer_html(answer: Answer, photo: Photo, code: str, *, with_evidence: bool)
     parts = [f'<section class="verdict {kind}" role="status" aria-live="polite" lang="{code}">']
     parts.append(_headline(answer, code))
     parts.append("</section>")
-    parts.append(f'<section lang="{code}"><h3>{escape(texts["chances"])}</h3>{_bars(answer)}</section>')
+    parts.append(f'<section lang="{code}"><h3>{escape(texts["chances"])}</h3>{_bars(answer, code)}</section>')
     if answer.advice:
         items = "".join(f"<li>{escape(line)}</li>" for line in advice_sentences(answer, photo, code))
         parts.append(
@@ -130,15 +130,16 @@ def _headline(answer: Answer, code: str) -> str:
     named = f'<span class="crop">{escape(crop)}</span>' if crop else ""
     return (
         f"<p>{escape(texts['answer'])}</p><h2>{named}{escape(condition)} "
-        f'<span class="chance">{percent(answer.probabilities[0])}</span></h2>'
+        f'<span class="chance">{percent(answer.probabilities[0], code)}</span></h2>'
     )
 
 
-def _bars(answer: Answer) -> str:
+def _bars(answer: Answer, code: str) -> str:
     rows = []
     for label, chance in list(zip(answer.labels, answer.probabilities, strict=True))[:SHOWN_LABELS]:
         rows.append(
-            f'<li><span class="name">{escape(label_text(label))}</span><span class="value">{percent(chance)}</span>'
+            f'<li><span class="name">{escape(label_text(label))}</span>'
+            f'<span class="value">{percent(chance, code)}</span>'
             f'<span class="bar" aria-hidden="true"><span style="width:{chance:.1%}"></span></span></li>'
         )
     return f'<ul class="bars">{"".join(rows)}</ul>'
@@ -209,7 +210,7 @@ def table_html(rows: list[dict[str, Any]], code: str) -> str:
         word = f'<span class="word {kind}">{escape(texts["word_" + kind.replace("-", "_")])}</span>'
         # The nearest label of an unknown photo is not an answer; only the CSV file contains it.
         known = row["verdict"] in ("answer", "not sure")
-        label, chance = (label_text(row["first"]), percent(row["chance"])) if known else ("", "")
+        label, chance = (label_text(row["first"]), percent(row["chance"], code)) if known else ("", "")
         name = f"{picture}<span>{escape(row['file'])}</span>"
         cells.append([name, word, escape(label), chance, escape(row["note"])])
     link = f'<a class="download" download="diagnoses.csv" href="{_csv_url(rows)}">{escape(texts["csv"])}</a>'
@@ -237,15 +238,16 @@ def about_html(results: dict[str, Any], name: str, code: str) -> str:
     texts = TRANSLATIONS[code]
     sets = [("set_test", results["test"])] + ([("set_shift", results["shift"])] if results["shift"] else [])
     scores = [
-        [texts[key], str(scored["n"]), _interval(scored, "accuracy"), _interval(scored, "macro_f1"), *_answered(scored)]
+        [texts[key], str(scored["n"]), *(_interval(scored, name) for name in ("accuracy", "macro_f1"))]
+        + _answered(scored, code)
         for key, scored in sets
     ]
     classes = [
-        [label_text(row["label"]), str(row["n"]), percent(row["recall"]), percent(row["precision"])]
+        [label_text(row["label"]), str(row["n"]), percent(row["recall"], code), percent(row["precision"], code)]
         for row in results["test"]["per_class"]
     ]
     set_names = ("set", "count", "accuracy", "macro_f1", "answered", "wrong")
-    items = "".join(f"<li>{escape(line)}</li>" for line in _distrust(results, texts))
+    items = "".join(f"<li>{escape(line)}</li>" for line in _distrust(results, code))
     return (
         f'<section class="about" lang="{code}"><p>{escape(texts["model"])}: <code>{escape(name)}</code></p>'
         f"<h3>{escape(texts['distrust'])}</h3><ul>{items}</ul>"
@@ -255,14 +257,14 @@ def about_html(results: dict[str, Any], name: str, code: str) -> str:
     )
 
 
-def _distrust(results: dict[str, Any], texts: dict[str, str]) -> list[str]:
-    calibration = results["calibration"]
+def _distrust(results: dict[str, Any], code: str) -> list[str]:
+    texts, calibration = TRANSLATIONS[code], results["calibration"]
     labels = ", ".join(map(label_text, results["dataset"]["labels"]))
     lines = [texts["distrust_labels"].format(labels=labels), texts["distrust_field"]]
     if calibration["threshold"] is None:
         lines.append(texts["distrust_never_sure"])
     else:
-        threshold, target = percent(calibration["threshold"]), percent(calibration["target_error"])
+        threshold, target = percent(calibration["threshold"], code), percent(calibration["target_error"], code)
         lines.append(texts["distrust_target"].format(threshold=threshold, target=target))
     return [*lines, texts["distrust_expert"]]
 
@@ -272,9 +274,12 @@ def _interval(scored: dict[str, Any], name: str) -> str:
     return f"{scored[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _answered(scored: dict[str, Any]) -> list[str]:
+def _answered(scored: dict[str, Any], code: str) -> list[str]:
     answered = scored["answered"]
-    return [percent(answered["coverage"]), "" if answered["error"] is None else percent(answered["error"], 1)]
+    return [
+        percent(answered["coverage"], code),
+        "" if answered["error"] is None else percent(answered["error"], code, digits=1),
+    ]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -45,7 +45,7 @@ def test_one_photo_by_upload_and_in_the_request(space):
         assert status == 200
         assert list(told) == ["schema", "verdict", "sentence", "answers", "advice", "model"]
         assert (told["verdict"], told["advice"]) == ("answer", [])
-        assert told["sentence"] == "This looks like angular leaf spot (98 %)."
+        assert told["sentence"] == "This looks like angular leaf spot (98%)."
         assert told["model"] == {"name": "sample", "revision": None}
         first = told["answers"][0]
         assert first == {"label": "angular_leaf_spot", "crop": "", "condition": "angular leaf spot"} | {
