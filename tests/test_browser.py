@@ -161,7 +161,7 @@ def test_many_photos_make_a_table_and_a_csv_file(visit, tmp_path):
     assert download.value.suggested_filename == "diagnoses.csv"
     assert lines[0] == "file,verdict,label,probability,note" and len(lines) == 8
     assert lines[1].startswith("1_angular_leaf_spot.jpg,answer,angular_leaf_spot,0.98")
-    assert lines[7].startswith('broken.jpg,broken,,,"This is not a whole photo')
+    assert lines[7].startswith('broken.jpg,broken,,,"This file is not a complete photo')
 
 
 @pytest.mark.parametrize("code", TRANSLATIONS)

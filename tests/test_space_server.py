@@ -67,8 +67,11 @@ def test_many_photos_keep_their_names_and_a_broken_one_stops_nothing(space):
     assert [(row["file"], row["verdict"]) for row in told] == [
         *(("a.jpg", "answer"), ("b.jpg", "broken"), ("c.jpg", "unknown"))
     ]
-    assert "not a whole photo" in told[1]["reason"] and told[0]["answers"][0]["label"] == "angular_leaf_spot"
-    assert space.call("diagnose_batch", [space.upload(GOOD)] * 51) == (500, "At most 50 photos at once. Choose fewer.")
+    assert "not a complete photo" in told[1]["reason"] and told[0]["answers"][0]["label"] == "angular_leaf_spot"
+    assert space.call("diagnose_batch", [space.upload(GOOD)] * 51) == (
+        500,
+        "You can send at most 50 photos at once. Choose fewer.",
+    )
     assert space.call("diagnose_batch", []) == (500, "Choose a photo first.")
 
 
@@ -125,7 +128,7 @@ def test_hostile_requests_get_a_reason_and_the_next_photo_the_right_answer(space
     bomb, garbage = encoded(Image.new("L", (30_000, 30_000)), "PNG"), os.urandom(5000)
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
     torn = GOOD[:2000]
-    no_photo, too_large = "not a whole photo", "over 40 million pixels"
+    no_photo, too_large = "not a complete photo", "more than 40 million pixels"
     refused = {
         "bomb": (data_url(bomb, "image/png"), 500, too_large),
         "bomb, uploaded": (space.upload(bomb, "bomb.png"), 500, too_large),
