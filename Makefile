@@ -1,4 +1,4 @@
-# make demo | test | lint | space | bench : each makes .venv when it is missing. Needs Python 3.11 or newer.
+# make demo | test | lint | space | bench : each creates .venv if it is missing. Needs Python 3.11 or later.
 PYTHON ?= python3
 VENV := .venv
 
@@ -21,10 +21,10 @@ lint: $(VENV)/development
 	$(VENV)/bin/ruff format --check .
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-# Stamp files: installing again is needed only after a change of the requirements.
+# Stamp files: requirements are installed again only after they change.
 $(VENV)/runtime: requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	touch $@

@@ -1,12 +1,13 @@
 """Fine-tune a pretrained network: all of its weights, its last blocks, or only a new head (feature extraction).
 
 Fine-tuning, then feature extraction:
-    python train_finetune.py --dataset_name sample/leaves --model_name_or_path sample/vit --output_dir runs/finetune
-    python train_finetune.py --dataset_name sample/leaves --model_name_or_path sample/vit --train_layers head
+    python train_finetune.py --dataset_name sample/leaves --model_name_or_path sample/vit
+    python train_finetune.py --dataset_name sample/leaves --model_name_or_path sample/vit \\
+        --train_layers head
 
-On every GPU of a node, from the Hub, scored on field photos too:
-    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 \
-        train_finetune.py --dataset_name AI-Lab-Makerere/beans \
+On all GPUs of a node, with data and model from the Hub, scored on field photos as well:
+    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 \\
+        train_finetune.py --dataset_name AI-Lab-Makerere/beans \\
         --model_name_or_path facebook/dinov2-small --shift_dataset_name field_photos
 """
 

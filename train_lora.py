@@ -1,12 +1,12 @@
-"""Adapt a pretrained network with LoRA: its weights stay, low-rank adapters and a new head are trained.
+"""Adapt a pretrained network with LoRA: its weights stay frozen; low-rank adapters and a new head are trained.
 
-    python train_lora.py --dataset_name sample/leaves --model_name_or_path sample/vit --output_dir runs/lora
+    python train_lora.py --dataset_name sample/leaves --model_name_or_path sample/vit
 
-Other layers, another rank, DoRA:
+With other target layers, a lower rank and DoRA:
     python train_lora.py --dataset_name sample/leaves --model_name_or_path sample/vit \\
         --lora_target_modules q_proj v_proj --lora_r 8 --use_dora
 
-On every GPU of a node, from the Hub, scored on field photos too:
+On all GPUs of a node, with data and model from the Hub, scored on field photos as well:
     accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 \\
         train_lora.py --dataset_name AI-Lab-Makerere/beans \\
         --model_name_or_path facebook/dinov2-small --shift_dataset_name field_photos

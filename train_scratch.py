@@ -1,13 +1,14 @@
-"""Train a network from random weights: the control that shows what transfer buys.
+"""Train a network from random weights: the control that shows what transfer learning gains.
 
-    python train_scratch.py --dataset_name sample/leaves --model_type vit --model_size nano --output_dir runs/scratch
+    python train_scratch.py --dataset_name sample/leaves --model_type vit --model_size nano
 
 A convolutional network, with strong augmentation:
     python train_scratch.py --dataset_name sample/leaves --model_type convnextv2 --augmentation strong
 
-On every GPU of a node, scored on field photos too:
-    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 train_scratch.py \\
-        --dataset_name AI-Lab-Makerere/beans --model_size small --image_size 224 --shift_dataset_name field_photos
+On all GPUs of a node, scored on field photos as well:
+    accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 \\
+        train_scratch.py --dataset_name AI-Lab-Makerere/beans --model_size small --image_size 224 \\
+        --shift_dataset_name field_photos
 """
 
 from agritransfer import data, hub, images, models, runtime, training

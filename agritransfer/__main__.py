@@ -1,4 +1,4 @@
-"""What can be done beside training: `python -m agritransfer COMMAND ...`."""
+"""Inspect photos, compare strategies, predict, export and publish."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from agritransfer.cli import audit, compare, export, predict, publish, publish_dataset, rank
 from agritransfer.errors import DataError, PublishError, UsageError
+from agritransfer.runtime.help_format import HelpFormatter
 from agritransfer.runtime.process import begin_process
 
 COMMANDS = {
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if others and arguments.command != "compare":
         parser.error(f"unknown flag {others[0]}; see python -m agritransfer {arguments.command} --help")
     try:
-        # What compare does not know belongs to the training scripts.
+        # Flags that compare does not know belong to the training scripts.
         command = COMMANDS[arguments.command]
         return compare.run(arguments, others) if command is compare else command.run(arguments)
     except (UsageError, DataError, PublishError) as error:
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
         module.add_arguments(command)

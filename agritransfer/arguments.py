@@ -1,95 +1,146 @@
 """What may the user choose?
 
-Our own flags are the dataclasses below; every other flag belongs to `transformers.TrainingArguments`.
+The dataclasses below hold our own flags; all other flags are those of `transformers.TrainingArguments`.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-def _flag(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
+def _flag(group: str, default: Any, help_text: str, **options: str) -> Any:
+    """A field that becomes a flag; `group` is its heading in `--help`."""
+    return field(default=default, metadata={"group": group, "help": help_text, **options})
 
 
 @dataclass
 class DataArguments:
-    """Which photos, how they are split and what happens to their pixels."""
+    """Which photos, how they are split, how they are read, and what is published of them."""
 
     dataset_name: str | None = _flag(
+        "data",
         None,
-        "Hub id, or a folder: of class folders; of train/ validation/ test/ with class folders; or with metadata.csv "
-        "(file_name,label[,split][,group]). Example: sample/leaves",
+        "Hub dataset ID or local folder: class folders; train/, validation/ and test/ with class folders; or photos "
+        "with metadata.csv (file_name,label[,split][,group]). Example: sample/leaves",
     )
     shift_dataset_name: str | None = _flag(
-        None, "A second test set with the same labels, such as field photos; scored, never trained on."
+        "data",
+        None,
+        "Second test set with the same labels but other conditions, such as field photos. It is scored and never "
+        "trained on.",
     )
-    dataset_revision: str | None = _flag(None, "Branch, tag or commit of a Hub dataset.")
-    image_column_name: str | None = _flag(None, "Column of the photos in a Hub dataset; found when there is only one.")
-    label_column_name: str | None = _flag(None, "Column of the labels in a Hub dataset; found when there is only one.")
+    dataset_revision: str | None = _flag("data", None, "Branch, tag or commit of a Hub dataset.")
+    image_column_name: str | None = _flag(
+        "data", None, "Image column of a Hub dataset. Needed only if there are several candidates."
+    )
+    label_column_name: str | None = _flag(
+        "data", None, "Label column of a Hub dataset. Needed only if there are several candidates."
+    )
     group_column_name: str | None = _flag(
-        None, "Column of what must stay in one split, such as the plant or the field; `group` in a metadata.csv."
+        "data",
+        None,
+        "Column of the group (plant, field, day) that must not be divided between splits. The column `group` of a "
+        "metadata.csv is used by default.",
     )
     group_pattern: str | None = _flag(
-        None, "The same from file names: a regular expression, its parentheses name the group. Example: (plant\\d+)_"
+        "data",
+        None,
+        "Regular expression that finds the group in the file name; the group is the part in parentheses. "
+        "Example: (plant\\d+)_",
     )
-    validation_fraction: float = _flag(0.15, "Share of the photos for validation, where the data has none of its own.")
-    test_fraction: float = _flag(0.15, "Share of the photos for the test, where the data has none of its own.")
-    split_seed: int = _flag(0, "Seed of the cut; the same seed gives the same split.")
-    splits_file: str | None = _flag(None, "A splits.csv of an earlier run: the same split again.")
+    validation_fraction: float = _flag(
+        "data", 0.15, "Share of the photos used for validation if the dataset has no validation split."
+    )
+    test_fraction: float = _flag("data", 0.15, "Share of the photos used for testing if the dataset has no test split.")
+    split_seed: int = _flag("data", 0, "Random seed of the split.")
+    splits_file: str | None = _flag("data", None, "splits.csv of an earlier run; reuses its split.")
     on_broken: Literal["stop", "skip"] = _flag(
-        "stop", "A photo that cannot be decoded stops the run (exit 3), or is left out and counted."
+        "data", "stop", "What to do with photos that cannot be decoded: stop with exit code 3, or skip and count them."
     )
     on_leakage: Literal["drop", "keep", "stop"] = _flag(
+        "data",
         "drop",
-        "A train photo that is also in the data's own validation or test is left out and counted, kept, or stops "
-        "the run (exit 3).",
+        "What to do with training photos that are also in the validation or test split: drop and count them, keep "
+        "them, or stop with exit code 3.",
     )
-    max_train_samples: int | None = _flag(None, "Train on this many photos at most, drawn with --split_seed.")
-    max_eval_samples: int | None = _flag(None, "Score this many photos of each split at most; for trying things out.")
-    image_size: int | None = _flag(None, "Side of the model's input in pixels; changes model and processor together.")
-    augmentation: str | None = _flag(
+    max_train_samples: int | None = _flag("data", None, "Train on at most N photos, drawn with --split_seed.")
+    max_eval_samples: int | None = _flag("data", None, "Score at most N photos of each split, for quick trials.")
+    image_size: int | None = _flag(
+        "images and speed",
         None,
-        "crop: flips, and a crop of the model's own size (fastest on a CPU). light: flips, and crops of several sizes. "
-        "strong: adds wide crops, TrivialAugmentWide, mixup, cutmix, erasing. By default light, and none for a head "
-        "alone, which is then solved rather than trained by epochs.",
+        "Side of the model input in pixels; model and image processor are changed together. By default, the "
+        "model's own size.",
+    )
+    augmentation: str | None = _flag(
+        "images and speed",
+        None,
+        "none. crop: flips and crops of one size (fastest on a CPU). light: flips and crops of varying size. strong: "
+        "adds wider crops, TrivialAugmentWide, mixup, CutMix and random erasing. By default light; none for "
+        "--train_layers head.",
     )
     cached_views: int | None = _flag(
+        "images and speed",
         None,
-        "Compute what is frozen once, for this many augmented views of each train photo, and train on them in turn "
-        "(4 is usual); for the last blocks, for LoRA in them, and for a head alone.",
+        "Run the frozen layers only once on N augmented views of each training photo (4 is usual) and train on the "
+        "cached outputs. For --train_layers head or N, and for --lora_layers N.",
     )
     pixel_store: Literal["auto", "off"] = _flag(
+        "images and speed",
         "auto",
-        "auto: photos are decoded once, into the cache of `datasets`, for this run and later ones; off: each time.",
+        "auto: decode each photo once and keep its pixels in the cache of `datasets` for this and later runs. "
+        "off: decode it whenever it is used.",
     )
     pixel_store_gb: float = _flag(
+        "images and speed",
         16,
-        "Most that all stored pixels may take on the disk, and again all cached views, in 10^9 bytes; those unused for "
-        "a day make room.",
+        "Disk space limit in GB (10^9 bytes) for all stored pixels, and again for all cached views. Entries that "
+        "were not used for a day are deleted when space is needed.",
     )
-    class_weights: Literal["none", "balanced"] = _flag("none", "balanced: rare classes weigh more in the loss.")
+    class_weights: Literal["none", "balanced"] = _flag(
+        "training and evaluation", "none", "balanced: weight the loss of each class by its inverse frequency."
+    )
     early_stopping_patience: int | None = _flag(
-        None, "Stop after this many evaluations without a better validation score."
+        "training and evaluation", None, "Stop training after N evaluations without a better validation score."
     )
     target_error: float = _flag(
-        0.05, 'Answers that may be wrong; the model says "not sure" wherever this would be broken on validation.'
+        "training and evaluation",
+        0.05,
+        'Share of the given answers that may be wrong. The model answers "not sure" below the probability that '
+        "keeps to this share on the validation photos.",
     )
-    share_splits: bool = _flag(True, "Publish splits.csv too: the names of the files, never the photos.")
-    license: str | None = _flag(None, "Licence of the published weights, such as apache-2.0; without it the card asks.")
-    recipe: str | None = _flag(None, "A YAML file of flags, such as recipes/sample_lora.yaml; later flags win.")
+    share_splits: bool = _flag(
+        "publishing",
+        True,
+        "Publish splits.csv, which holds file names but no photos. This is the default.",
+        no_help="Do not publish splits.csv.",
+    )
+    license: str | None = _flag(
+        "publishing",
+        None,
+        "License of the published weights, such as apache-2.0. Without it the model card tells readers to ask you.",
+    )
+    recipe: str | None = _flag(
+        "run", None, "YAML file of flags, such as recipes/sample_lora.yaml. Flags on the command line take precedence."
+    )
     streaming: bool = _flag(
+        "data",
         False,
-        "Read the train photos from their shards in every epoch, for sets that no disk holds: parquet or WebDataset "
-        "that comes with train, validation and test.",
+        "Stream the training photos from their shards in every epoch, for datasets larger than your disk. Needs "
+        "Parquet or WebDataset files with train, validation and test splits.",
     )
-    shuffle_buffer: int = _flag(1000, "Photos, as files, that a stream holds in memory to draw the next one from.")
+    shuffle_buffer: int = _flag("data", 1000, "Number of encoded photos that --streaming keeps in memory to shuffle.")
     download_only: bool = _flag(
-        False, "Fetch photos and model, look at every photo and end; then HF_HUB_OFFLINE=1 trains without a network."
+        "run",
+        False,
+        "Download photos and model, check every photo and exit. Then HF_HUB_OFFLINE=1 trains without a network.",
     )
-    restart: bool = _flag(False, "Put an earlier run in --output_dir aside and begin again.")
+    restart: bool = _flag(
+        "run",
+        False,
+        "Start over: move an earlier run in --output_dir aside. Without this flag the same command resumes it.",
+    )
 
     def split_options(self) -> dict[str, Any]:
-        """What `load_splits` wants to know beside the name of the data set."""
+        """The keyword arguments of `load_splits`."""
         names = ("group_column_name", "group_pattern", "validation_fraction", "test_fraction", "split_seed")
         names += ("splits_file", "max_train_samples", "streaming", "shuffle_buffer")
         return {
@@ -99,7 +150,7 @@ class DataArguments:
         }
 
     def shift_options(self) -> dict[str, Any]:
-        """What `load_shift_photos` wants to know beside name and labels."""
+        """The keyword arguments of `load_shift_photos`, apart from name and labels."""
         names = ("image_column_name", "label_column_name", "on_broken", "on_leakage", "max_eval_samples")
         return {name: getattr(self, name) for name in names}
 
@@ -109,28 +160,40 @@ class ModelArguments:
     """Where the pretrained weights come from."""
 
     model_name_or_path: str | None = _flag(
-        None, "Hub id or local folder of a pretrained model; safetensors only, no remote code. Example: sample/vit"
+        "model",
+        None,
+        "Hub model ID or local folder of a pretrained model. Safetensors weights only; remote code is never run. "
+        "Example: sample/vit",
     )
-    model_revision: str | None = _flag(None, "Branch, tag or commit of a Hub model.")
+    model_revision: str | None = _flag("model", None, "Branch, tag or commit of a Hub model.")
 
 
 @dataclass
 class FinetuneArguments:
-    """Which pretrained weights move, and how fast."""
+    """Which pretrained weights are trained, and how fast."""
 
     train_layers: str = _flag(
+        "training and evaluation",
         "all",
-        "all: every weight moves. head: feature extraction, only the new head; it is solved, unless there is "
-        "augmentation without --cached_views. N: the last N blocks and the head.",
+        "all: train every weight. head: feature extraction, train only the new head; it is fitted as a logistic "
+        "regression on the frozen features unless --augmentation is given without --cached_views. N: train the last N "
+        "blocks and the head.",
     )
     head_first: bool = _flag(
-        False, "Solve the head on the frozen features before anything moves, then fine-tune from it (LP-FT)."
+        "training and evaluation",
+        False,
+        "Fit the head on the frozen features first, then fine-tune from there (LP-FT).",
     )
     layer_decay: float = _flag(
-        1.0, "Each block below the head learns at this share of the rate of the block above it; 0.75 is usual."
+        "training and evaluation",
+        1.0,
+        "Layer-wise learning rate decay: each block learns at this multiple of the rate of the block above it. "
+        "0.75 is usual.",
     )
     head_learning_rate: float | None = _flag(
-        None, "Rate of the head; by default 10 times --learning_rate, and that rate itself after --head_first."
+        "training and evaluation",
+        None,
+        "Learning rate of the head. By default 10 times --learning_rate; with --head_first, --learning_rate itself.",
     )
 
     @property
@@ -139,12 +202,12 @@ class FinetuneArguments:
         return "head" if self.train_layers == "head" else "finetune"
 
     def solves_head(self, data: DataArguments) -> bool:
-        """Whether the head is all that is learnt and its features are known beforehand."""
+        """Whether only the head is trained and its input features can be computed beforehand."""
         once = data.augmentation == "none" or data.cached_views is not None
         return self.train_layers == "head" and once and not data.streaming
 
     def head_rate(self, learning_rate: float) -> float:
-        """The rate of the head: as told; alone or solved, the rate itself; new on a body, 10 times its."""
+        """The learning rate of the head: the given one; 10 times the backbone's for a new head on a moving backbone."""
         if self.head_learning_rate is not None:
             return self.head_learning_rate
         return learning_rate if self.train_layers == "head" or self.head_first else 10 * learning_rate
@@ -154,15 +217,24 @@ class FinetuneArguments:
 class LoraArguments:
     """The low-rank adapters."""
 
-    lora_r: int = _flag(16, "Rank of the adapters.")
-    lora_alpha: int = _flag(32, "Scale of the adapters; usually once or twice the rank.")
-    lora_dropout: float = _flag(0.0, "Dropout in front of each adapter.")
-    lora_target_modules: list[str] | None = _flag(
-        None, "Names of the layers to adapt, such as q_proj v_proj; found by structure and printed when not given."
+    lora_r: int = _flag("training and evaluation", 16, "Rank of the adapters.")
+    lora_alpha: int = _flag(
+        "training and evaluation", 32, "Scaling of the adapters; usually one or two times the rank."
     )
-    lora_layers: str = _flag("all", "all: adapters in every block. N: in the last N blocks only.")
-    use_dora: bool = _flag(False, "DoRA: adapt direction and magnitude apart.")
-    use_rslora: bool = _flag(False, "rsLoRA: scale by alpha / sqrt(r), for large ranks.")
+    lora_dropout: float = _flag("training and evaluation", 0.0, "Dropout before each adapter.")
+    lora_target_modules: list[str] | None = _flag(
+        "training and evaluation",
+        None,
+        "Names of the layers to adapt, such as q_proj v_proj. By default they are found from the structure of the "
+        "model and printed.",
+    )
+    lora_layers: str = _flag(
+        "training and evaluation", "all", "all: adapt every block. N: adapt only the last N blocks."
+    )
+    use_dora: bool = _flag(
+        "training and evaluation", False, "DoRA: adapt direction and magnitude of the weights separately."
+    )
+    use_rslora: bool = _flag("training and evaluation", False, "rsLoRA: scale by alpha / sqrt(r), for large ranks.")
 
     strategy = "lora"
 
@@ -171,7 +243,9 @@ class LoraArguments:
 class ScratchArguments:
     """The network that starts from random weights."""
 
-    model_type: Literal["vit", "convnextv2"] = _flag("vit", "Kind of network.")
-    model_size: Literal["nano", "tiny", "small"] = _flag("tiny", "About 0.8, 2.7 or 6.4 M weights for a ViT.")
+    model_type: Literal["vit", "convnextv2"] = _flag("model", "vit", "Architecture.")
+    model_size: Literal["nano", "tiny", "small"] = _flag(
+        "model", "tiny", "About 0.8, 2.7 or 6.4 million weights for a ViT."
+    )
 
     strategy = "scratch"

@@ -1,6 +1,6 @@
-"""Train the course's four strategies on the drawn leaves and print them side by side: `make demo`.
+"""Train all four strategies on the drawn leaves and compare them: `make demo`.
 
-Same photos, same split, same number of passes over them; about two minutes on two cores, without a network.
+All use the same photos and split. Takes about two minutes on two cores, without a network.
 """
 
 import os
@@ -9,22 +9,22 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# Run as a file, Python looks beside it only; the package lies one folder up.
+# Python only searches the folder of this file, and the package is one folder up.
 sys.path.insert(0, str(HERE.parent))
 
 from agritransfer.strategies import STRATEGIES  # noqa: E402
 
-# The control first, then from the fewest trained weights to the most.
+# The control first, then by the number of trained weights.
 ORDER = ("scratch", "head", "lora", "finetune")
 PHOTO = "sample/leaves_field/angular_leaf_spot/000.jpg"
 
 
 def main() -> None:
-    """Train, compare, answer for one photo."""
+    """Train, compare and classify one photo."""
     for number, name in enumerate(ORDER, start=1):
         title, script, recipe = STRATEGIES[name].title, STRATEGIES[name].script, f"recipes/sample_{name}.yaml"
         print(f"\n=== {number}/{len(ORDER)} {title}: python {script} --recipe {recipe} ===", flush=True)
-        # The same command again prints the finished run's results; the libraries need no network for any of it.
+        # A finished run only prints its results again. No network is needed.
         subprocess.run(
             [sys.executable, script, "--recipe", recipe],
             check=True,
@@ -42,21 +42,21 @@ def main() -> None:
 
 
 def one_answer(folder: Path) -> str:
-    """What the fine-tuned model says of one field photo."""
+    """The prediction of the fine-tuned model for one field photo."""
     import transformers
 
     transformers.logging.disable_progress_bar()
     answers = transformers.pipeline("image-classification", model=str(folder))(str(HERE.parent / PHOTO), top_k=2)
     said = " or ".join(f"{answer['label']} ({answer['score']:.0%})" for answer in answers)
-    return f"\n{PHOTO}: the fine-tuned model says {said}."
+    return f"\n{PHOTO}: the fine-tuned model predicts {said}."
 
 
 NEXT = """
-What to try next:
-  look at   runs/sample-finetune/figures/ : errors.png, confusion_matrix.png, training_curves.png
+Next steps:
+  look      at the figures in runs/sample-finetune/figures: errors, confusion matrix, training curves
   change    python train_finetune.py --recipe recipes/sample_finetune.yaml --train_layers 2 --output_dir runs/last-2
-  yours     python train_finetune.py --dataset_name YOUR_FOLDER --model_name_or_path facebook/dinov2-small
-            (YOUR_FOLDER holds one folder of photos for each class)"""
+  use       python train_finetune.py --dataset_name YOUR_FOLDER --model_name_or_path facebook/dinov2-small
+            (YOUR_FOLDER contains one folder of photos per class)"""
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A photo in, an honest answer out: the page that serves a model that agritransfer exported.
+"""Serve a model exported by agritransfer: diagnoses of plant photos that say when they are not sure.
 
-    python space/app.py                         # the small sample model beside this file
+    python space/app.py                         # the small sample model in this folder
     python space/app.py --model runs/NAME       # a run after `python -m agritransfer export runs/NAME`
-    MODEL_ID=user/name python space/app.py      # a published one; MODEL_REVISION fixes its commit
+    MODEL_ID=user/name python space/app.py      # a published model; MODEL_REVISION selects the commit
 
-FEEDBACK_REPO=user/name lets visitors send corrections to that private data set.
+FEEDBACK_REPO=user/name lets visitors send corrections to that private dataset.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Gradio would tell its makers of every start; it reads this when it is imported.
+# Switches off telemetry; Gradio reads this when it is imported.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-# Pieces so large go back to the system when a photo is done with; smaller ones stay with the process.
+# Blocks of this size return to the system after each photo; smaller ones stay with the process.
 os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
 
 import gradio as gr
@@ -33,21 +33,21 @@ from service import Service, visitor_language
 
 HERE = Path(__file__).parent
 WANTED = ("onnx/*", "results.json", "known_features.safetensors", "examples/*.jpg")
-# Seconds: how often old uploads are looked for, and how old they get.
+# Seconds between deletions of old uploads, and the age at which they are deleted.
 LOOK_EVERY, KEPT_FOR = 300, 900
 MOST_WAITING = 16
-# The camera at the back of a phone, and not mirrored.
+# The rear camera of a phone, not mirrored.
 CAMERA = gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": {"ideal": "environment"}}})
-# Gradio translates in the browser, into the languages that it has texts of its own in.
+# Gradio translates in the browser, but only into languages that it knows itself.
 LANGUAGES_NOT_IN_GRADIO = ("sw",)
 ONE_AT_A_TIME = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
 def main() -> None:
-    """Read the command line, load the model, serve the page."""
+    """Parse the command line, load the model and serve the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of an exported run")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--port", type=int, help="port to serve on; by default the first free one from 7860")
     options = parser.parse_args()
     try:
         folder, name, revision = find_model(options.model)
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def find_model(folder: Path | None) -> tuple[Path, str, str | None]:
-    """The model's folder, its name, and its commit where it comes from the Hub."""
+    """The folder and name of the model, and its commit if it comes from the Hub."""
     if folder is not None:
         return folder, folder.name, None
     model_id = os.environ.get("MODEL_ID")
@@ -72,16 +72,16 @@ def find_model(folder: Path | None) -> tuple[Path, str, str | None]:
         return HERE / "model", "sample", None
     revision = os.environ.get("MODEL_REVISION")
     served = huggingface_hub.snapshot_download(model_id, revision=revision, allow_patterns=list(WANTED))
-    # The folder of a download is called after its commit.
+    # The folder of a download is named after its commit.
     return Path(served), model_id, Path(served).name
 
 
 def launch_options() -> dict[str, Any]:
-    """How the page is served: nothing of a visitor's is kept, and no photo is larger than the limit."""
+    """The options of `launch`: nothing of a visitor is kept, and the size of uploads is limited."""
     return {
         "max_file_size": MAX_BYTES,
         "run_history": False,
-        # A request that is none gets the reason; it is the visitor's own words that are told back.
+        # An invalid request gets the reason, which contains only what the visitor sent.
         "show_error": True,
         "mcp_server": True,
         "ssr_mode": False,
@@ -147,7 +147,7 @@ def build(service: Service, examples: list[str]) -> gr.Blocks:
 
 
 def _texts_that_gradio_lacks(texts: dict[Any, tuple[str, str]]) -> Callable[[gr.Request], list[dict]]:
-    """Updates for the visitors whose language Gradio's own script does not know, though the page has texts in it."""
+    """Updates for visitors whose language Gradio does not know, although the page has translations for it."""
 
     def updates(request: gr.Request) -> list[dict]:
         code = visitor_language(request)
@@ -161,7 +161,7 @@ def _texts_that_gradio_lacks(texts: dict[Any, tuple[str, str]]) -> Callable[[gr.
 
 
 def _correction(blocks: gr.Blocks, service: Service, photo: gr.Image, text: gr.I18n) -> dict[Any, tuple[str, str]]:
-    """The part of the page that says what the answer should have been; gives its components and their texts."""
+    """The form for corrections; returns its components and their texts."""
     with gr.Accordion(text("wrong_answer"), open=False, elem_id="correction") as part:
         consent = gr.Markdown(text("consent"))
         label = gr.Dropdown(value=None, label=text("it_is"))
@@ -178,7 +178,7 @@ def _correction(blocks: gr.Blocks, service: Service, photo: gr.Image, text: gr.I
 
 
 def _api(service: Service, photo: gr.Image, photos: gr.File) -> None:
-    """The named endpoints, which are the tools of MCP too; a button that nobody sees carries each."""
+    """The named endpoints, which are also MCP tools; each belongs to an invisible button."""
     one, many, names = (gr.Button(visible=False) for _ in range(3))
     answer, answers, labels = (gr.JSON(visible=False) for _ in range(3))
     one.click(service.diagnose, photo, answer, preprocess=False, api_name="diagnose", **ONE_AT_A_TIME)

@@ -1,7 +1,7 @@
-"""What does the model answer?
+"""What does the model predict?
 
-The files are those of `export`: an ONNX model whose metadata say how its pixels are made and how its numbers are read,
-and what the photos that it knows look like. The rules are the run's own: its temperature, its thresholds.
+The files are those of `export`: an ONNX model with preprocessing and calibration in its metadata, and the features of
+known photos. Temperature and thresholds are those of the run.
 """
 
 import json
@@ -20,18 +20,18 @@ from safetensors.numpy import load_file
 from photos import Photo, advice, model_pixels, read_photo, seen_part
 
 SCHEMA = 2
-# The faster file is found by so many photos each, or in so many seconds.
+# To find the faster file, each runs this many times, within this many seconds in total.
 TRIALS = 20
 TRIAL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One photo's answer.
+    """The answer for one photo.
 
-    `verdict`: "answer", "not sure" (the first label's probability is too low) or "unknown" (unlike what the model
-    knows). `labels` from the likeliest on, with their calibrated `probabilities`. `evidence` (rows, columns) says how
-    much each cell of the part `seen` (left, top, right, bottom, 0 to 1) spoke for the first label.
+    `verdict`: "answer", "not sure" (the probability of the first label is too low) or "unknown" (unlike the known
+    photos). `labels`, most probable first, with calibrated `probabilities`. `evidence` (rows, columns): how much each
+    cell of the area `seen` (left, top, right, bottom, 0 to 1) contributes to the first label.
     """
 
     verdict: str
@@ -43,7 +43,7 @@ class Answer:
 
 
 class Classifier:
-    """A model that was exported to `folder`/onnx, beside its results."""
+    """A model exported to `folder`/onnx, with its results in `folder`."""
 
     def __init__(self, folder: Path):
         if not (folder / "onnx/model.onnx").is_file():
@@ -56,7 +56,9 @@ class Classifier:
         facts = self.session.get_modelmeta().custom_metadata_map
         facts = {name: json.loads(fact) for name, fact in facts.items()}
         if facts.get("schema") != SCHEMA:
-            raise ValueError(f"{folder}/onnx is of another version; export it again: python -m agritransfer export RUN")
+            raise ValueError(
+                f"{folder}/onnx has another version; export the run again: python -m agritransfer export RUN"
+            )
         self.labels: list[str] = facts["labels"]
         self.recipe: dict[str, Any] = facts["preprocessing"]
         self.image_size: int = facts["image_size"]
@@ -67,11 +69,11 @@ class Classifier:
         self.known = load_file(folder / "known_features.safetensors") if self.calibration["unknown"] else None
 
     def read(self, source: Path | bytes) -> Photo:
-        """Decode a photo as far as this model needs it; raises `PhotoError`."""
+        """Decode a photo at the size that this model needs; raises `PhotoError`."""
         return read_photo(source, self.least_side)
 
     def answer(self, photo: Photo) -> Answer:
-        """Answer for one photo."""
+        """Classify one photo."""
         pixels = model_pixels(photo.picture, self.recipe)
         logits, features, evidence = self.session.run(["logits", "features", "evidence"], {"pixel_values": pixels})
         scaled = logits[0].astype(np.float64) / self.calibration["temperature"]
@@ -97,7 +99,7 @@ class Classifier:
         return "answer" if threshold is not None and confidence >= threshold else "not sure"
 
     def _strangeness(self, confidence: float, features: np.ndarray) -> float:
-        """How unlike the known photos: too little confidence and too great a distance, joined as Fisher does."""
+        """How unlike the known photos: p-values of confidence and distance, combined by Fisher's method."""
         unit = features / max(float(np.linalg.norm(features)), 1e-12)
         distance = 1 - (self.known["features"].astype(np.float32) @ unit).max()
         count = len(self.known["distance"])
@@ -107,9 +109,9 @@ class Classifier:
 
 
 def fastest_session(folder: Path) -> tuple[str, InferenceSession]:
-    """The name and session of the exported file that is faster on this machine; 8 bits are not so everywhere.
+    """The name and session of the faster exported file; 8 bits are not faster on every machine.
 
-    A file is there only if `export` found that it answers alike.
+    `export` writes a file only if its predictions agree with those of the trained model.
     """
     sessions = {path.name: _session(path) for path in sorted(folder.glob("*.onnx"))}
     if len(sessions) == 1:
@@ -122,7 +124,7 @@ def fastest_session(folder: Path) -> tuple[str, InferenceSession]:
         for name, session in sessions.items():
             started = time.perf_counter()
             session.run(["logits"], {"pixel_values": pixels})
-            # The first run of each makes it ready.
+            # The first run of each file is a warm-up.
             if trial > 0:
                 seconds[name].append(time.perf_counter() - started)
         if trial > 0 and time.perf_counter() > end:
@@ -133,10 +135,10 @@ def fastest_session(folder: Path) -> tuple[str, InferenceSession]:
 
 def _session(path: Path) -> InferenceSession:
     options = SessionOptions()
-    # A container may have fewer cores than its machine, which only Linux tells.
+    # A container may have fewer cores than its machine; only Linux reports that.
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     options.inter_op_num_threads = 1
-    # Threads that wait by spinning take the cores from decoding.
+    # Spinning threads would slow decoding down.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_ALL
     return InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

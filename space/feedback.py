@@ -1,7 +1,7 @@
-"""How do visitors say that an answer is wrong?
+"""How do visitors report a wrong answer?
 
-Only with their consent, and only where the owner names a data set for it. Its photos lie in class folders, so that the
-training scripts read them back; the answers that were wrong lie beside them, a line each.
+Corrections are stored only with the visitor's consent, in a dataset named by the owner of the page. Its photos are in
+class folders, which the training scripts can read; the wrong answers are beside them, one per line.
 """
 
 import json
@@ -25,17 +25,17 @@ STORED_SIDE = 1024
 
 
 class NotStored(Exception):
-    """The correction is on this machine only; the next attempt takes it along."""
+    """The correction is stored locally only; the next upload includes it."""
 
 
 class Feedback:
-    """Corrections on their way to the private data set `repo_id`; `model` and `commit` say who was wrong."""
+    """Corrections for the private dataset `repo_id`; `model` and `commit` identify the model that was wrong."""
 
     def __init__(self, repo_id: str, model: str, commit: str | None, labels: list[str]):
         self.repo_id, self.model, self.commit = repo_id, model, commit
         self.choices = [*labels, NONE_OF_THESE]
         self.folder = Path(tempfile.mkdtemp(prefix="feedback-"))
-        # Every run of the Space writes a file of its own; the scheduler only adds.
+        # Each start of the Space writes a new file, since the scheduler can only append.
         self.answers = self.folder / "answers" / f"{uuid.uuid4().hex}.jsonl"
         self.answers.parent.mkdir()
         self.scheduler = CommitScheduler(
@@ -43,9 +43,9 @@ class Feedback:
         )
 
     def store(self, photo: Photo, answer: Answer, label: str) -> None:
-        """Store a photo under the visitor's label; raises `NotStored` when the Hub does not have it soon."""
+        """Store a photo under the visitor's label; raises `NotStored` if the upload fails or takes too long."""
         if label not in self.choices:
-            raise ValueError(f"'{label}' is no label of {self.model}")
+            raise ValueError(f"'{label}' is not a label of {self.model}")
         name = f"{label}/{uuid.uuid4().hex}.jpg"
         line = {
             "file_name": name,
@@ -57,7 +57,7 @@ class Feedback:
             "commit": self.commit,
             "date": datetime.now(UTC).date().isoformat(),
         }
-        # Drawn anew, so that nothing but its pixels goes along: no EXIF, no place, no time.
+        # Only the pixels are stored: no EXIF, location or time.
         bare = photo.picture.copy()
         bare.info.clear()
         bare.thumbnail((STORED_SIDE, STORED_SIDE))

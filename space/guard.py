@@ -1,7 +1,7 @@
-"""Which requests are let in?
+"""Which requests are accepted?
 
-Gradio bounds the files of its upload route alone. A photo in the JSON of a request may be of any size there, and a
-photo's address is fetched whole, whatever waits behind it. Here both end before they begin.
+Gradio limits only the files of its upload route: photos in the JSON of a request may have any size, and a photo given
+by its address is downloaded whole. Both are refused here.
 """
 
 import json
@@ -14,11 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from photos import MAX_BYTES
 
 MOST_PHOTOS = 50
-# Base64 makes four letters of three bytes; the rest of a request is small.
+# Base64 encodes three bytes in four characters; the rest of a request is small.
 MOST_JSON = MAX_BYTES * 4 // 3 + 100_000
 MOST_UPLOAD = MOST_PHOTOS * MAX_BYTES
-TOO_LARGE = f"at most {MAX_BYTES // 1_000_000} MB a photo; send a smaller one"
-NO_ADDRESS = "an address is not followed; upload the photo first, or send it as a data: URL"
+TOO_LARGE = f"photos may have at most {MAX_BYTES // 1_000_000} MB; send a smaller one"
+NO_ADDRESS = "photo addresses are not accepted; upload the photo first or send it as a data: URL"
 
 
 class Guard:
@@ -28,7 +28,7 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it with 411, 413 or 400."""
+        """Pass a request on, or refuse it with status 411, 413 or 400."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -39,7 +39,7 @@ class Guard:
             await self.app(scope, replay, send)
 
     async def _look(self, scope: Scope, receive: Receive) -> tuple[JSONResponse | None, Receive]:
-        """An answer where the request is refused, and how the app reads what was read here."""
+        """The refusal, if any, and a `receive` that replays the body read here."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         is_upload = scope["path"].endswith("/upload")
@@ -72,17 +72,17 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def names_an_address(body: bytes) -> bool:
-    """Whether any `path` in this JSON is an address, which Gradio would fetch."""
+    """Whether any `path` in this JSON is an address, which Gradio would download."""
     try:
         content = json.loads(body)
-    # No JSON: the app says so itself. A body of brackets alone is nested deeper than Python reads.
+    # Invalid JSON is refused by the app itself; a body of brackets is nested too deeply for Python.
     except (ValueError, RecursionError):
         return False
     return any(isinstance(path, str) and "://" in path for path in _paths(content))
 
 
 def _paths(content: Any) -> Iterator[Any]:
-    """Every value that stands under `path`, at any depth."""
+    """Every value of a key `path`, at any depth."""
     waiting = [content]
     while waiting:
         part = waiting.pop()

@@ -1,7 +1,7 @@
-"""How does an answer read?
+"""How is an answer displayed?
 
-Every text of a visitor's page, in the visitor's language; labels stay as the model has them. What comes from outside,
-such as a file's name, is escaped.
+All texts are in the visitor's language; labels are those of the model. Text from outside, such as file names, is
+escaped.
 """
 
 import base64
@@ -27,11 +27,11 @@ SHOWN_SIDE = 720
 THUMBNAIL_SIDE = 96
 HEAT_SIDE = 256
 # From little to much evidence: dark red, orange, yellow.
-HEAT_COLOURS = np.array([[120, 0, 40], [235, 90, 20], [255, 230, 90]], np.float32)
+HEAT_COLORS = np.array([[120, 0, 40], [235, 90, 20], [255, 230, 90]], np.float32)
 
 
 def language(accept_language: str | None) -> str:
-    """The first language of a browser's header that there are texts for, or English."""
+    """The first language of the Accept-Language header that has translations, or English."""
     for wish in (accept_language or "").split(","):
         code = wish.split(";")[0].strip().lower().split("-")[0]
         if code in TRANSLATIONS:
@@ -50,7 +50,7 @@ def crop_and_condition(label: str) -> tuple[str, str]:
 
 
 def label_text(label: str) -> str:
-    """A label as it is read: `Tomato/late_blight` as "Tomato: late blight"."""
+    """A label as text: `Tomato/late_blight` as "Tomato: late blight"."""
     return ": ".join(filter(None, crop_and_condition(label)))
 
 
@@ -58,16 +58,16 @@ def _words(name: str) -> str:
     return re.sub(r"[_/\s]+", " ", name).strip()
 
 
-def percent(share: float, digits: int = 0) -> str:
-    """A share as people read it."""
-    return f"{100 * share:.{digits}f} %"
+def percent(share: float, code: str, digits: int = 0) -> str:
+    """A share as a percentage; English puts no space before the sign."""
+    return f"{100 * share:.{digits}f}{'%' if code == 'en' else ' %'}"
 
 
 def sentence(answer: Answer, code: str) -> str:
-    """The verdict in one plain sentence."""
+    """The verdict in one sentence."""
     texts = TRANSLATIONS[code]
     first, second = map(label_text, answer.labels[:2])
-    chances = list(map(percent, answer.probabilities[:2]))
+    chances = [percent(chance, code) for chance in answer.probabilities[:2]]
     if answer.verdict == "answer":
         return f"{texts['answer']} {first} ({chances[0]})."
     if answer.verdict == "unknown":
@@ -77,18 +77,18 @@ def sentence(answer: Answer, code: str) -> str:
 
 
 def advice_sentences(answer: Answer, photo: Photo, code: str) -> list[str]:
-    """What would make a better photo."""
+    """Advice for a better photo."""
     return [TRANSLATIONS[code][f"advice_{found}"].format(side=photo.shorter_side) for found in answer.advice]
 
 
 def answer_html(answer: Answer, photo: Photo, code: str, *, with_evidence: bool) -> str:
-    """The whole answer: verdict, bars, evidence over the photo, advice."""
+    """The whole answer: verdict, probabilities, advice and evidence on the photo."""
     texts = TRANSLATIONS[code]
     kind = answer.verdict.replace(" ", "-")
     parts = [f'<section class="verdict {kind}" role="status" aria-live="polite" lang="{code}">']
     parts.append(_headline(answer, code))
     parts.append("</section>")
-    parts.append(f'<section lang="{code}"><h3>{escape(texts["chances"])}</h3>{_bars(answer)}</section>')
+    parts.append(f'<section lang="{code}"><h3>{escape(texts["chances"])}</h3>{_bars(answer, code)}</section>')
     if answer.advice:
         items = "".join(f"<li>{escape(line)}</li>" for line in advice_sentences(answer, photo, code))
         parts.append(
@@ -100,22 +100,22 @@ def answer_html(answer: Answer, photo: Photo, code: str, *, with_evidence: bool)
 
 
 def waiting_html(code: str) -> str:
-    """The place of the answer before there is one."""
+    """The placeholder of the answer."""
     return f'<p class="waiting" lang="{code}">{escape(TRANSLATIONS[code]["waiting"])}</p>'
 
 
 def notice_html(notice: str, code: str) -> str:
-    """A sentence for the visitor."""
+    """A message for the visitor."""
     return f'<p class="notice" role="status" lang="{code}">{escape(notice)}</p>'
 
 
 def problem(error: PhotoError, code: str) -> str:
-    """What is wrong with a photo, and what to do."""
+    """What is wrong with a photo and what to do."""
     return TRANSLATIONS[code][error.key].format(**error.numbers)
 
 
 def problem_html(error: PhotoError, code: str) -> str:
-    """The same, where the answer would stand."""
+    """The same in place of the answer."""
     return f'<p class="problem" role="alert" lang="{code}">{escape(problem(error, code))}</p>'
 
 
@@ -124,21 +124,22 @@ def _headline(answer: Answer, code: str) -> str:
     if answer.verdict != "answer":
         title = texts["unknown_title" if answer.verdict == "unknown" else "not_sure_title"]
         words = escape(sentence(answer, code).removeprefix(f"{title}. "))
-        # A number stays with its sign.
+        # Keep the percent sign with its number.
         return f"<h2>{escape(title)}</h2><p>{words.replace(' %', '&nbsp;%')}</p>"
     crop, condition = crop_and_condition(answer.labels[0])
     named = f'<span class="crop">{escape(crop)}</span>' if crop else ""
     return (
         f"<p>{escape(texts['answer'])}</p><h2>{named}{escape(condition)} "
-        f'<span class="chance">{percent(answer.probabilities[0])}</span></h2>'
+        f'<span class="chance">{percent(answer.probabilities[0], code)}</span></h2>'
     )
 
 
-def _bars(answer: Answer) -> str:
+def _bars(answer: Answer, code: str) -> str:
     rows = []
     for label, chance in list(zip(answer.labels, answer.probabilities, strict=True))[:SHOWN_LABELS]:
         rows.append(
-            f'<li><span class="name">{escape(label_text(label))}</span><span class="value">{percent(chance)}</span>'
+            f'<li><span class="name">{escape(label_text(label))}</span>'
+            f'<span class="value">{percent(chance, code)}</span>'
             f'<span class="bar" aria-hidden="true"><span style="width:{chance:.1%}"></span></span></li>'
         )
     return f'<ul class="bars">{"".join(rows)}</ul>'
@@ -168,14 +169,14 @@ def _evidence(answer: Answer, photo: Photo, code: str) -> str:
 
 
 def heat_picture(evidence: np.ndarray) -> Image.Image:
-    """Evidence (rows, columns) as colour: the cell that spoke least is clear, the one that spoke most is yellow."""
+    """Evidence (rows, columns) as color, from transparent (least) to yellow (most)."""
     spread = float(np.ptp(evidence))
     heat = (evidence - evidence.min()) / spread if spread > 0 else np.zeros_like(evidence)
     smooth = Image.fromarray((255 * heat).astype(np.uint8)).resize((HEAT_SIDE, HEAT_SIDE), Image.Resampling.BICUBIC)
     share = np.asarray(smooth, np.float32) / 255
-    steps = np.linspace(0, 1, len(HEAT_COLOURS))
-    colours = [np.interp(share, steps, HEAT_COLOURS[:, channel]) for channel in range(3)]
-    return Image.fromarray(np.stack([*colours, 255 * share**1.5], axis=-1).astype(np.uint8))
+    steps = np.linspace(0, 1, len(HEAT_COLORS))
+    colors = [np.interp(share, steps, HEAT_COLORS[:, channel]) for channel in range(3)]
+    return Image.fromarray(np.stack([*colors, 255 * share**1.5], axis=-1).astype(np.uint8))
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:
@@ -191,7 +192,7 @@ def _data_url(picture: Image.Image, kind: str) -> str:
 
 
 def thumbnail(photo: Photo) -> str:
-    """A small picture for a table, as a data URL."""
+    """A small picture for the table, as a data URL."""
     return _data_url(_fitted(photo.picture, THUMBNAIL_SIDE), "JPEG")
 
 
@@ -207,9 +208,9 @@ def table_html(rows: list[dict[str, Any]], code: str) -> str:
         kind = row["verdict"].replace(" ", "-")
         picture = f'<img src="{row["thumbnail"]}" alt="">' if row["thumbnail"] else ""
         word = f'<span class="word {kind}">{escape(texts["word_" + kind.replace("-", "_")])}</span>'
-        # The nearest label of what the model does not know is no answer; the file for downloading has it.
+        # The nearest label of an unknown photo is not an answer; only the CSV file contains it.
         known = row["verdict"] in ("answer", "not sure")
-        label, chance = (label_text(row["first"]), percent(row["chance"])) if known else ("", "")
+        label, chance = (label_text(row["first"]), percent(row["chance"], code)) if known else ("", "")
         name = f"{picture}<span>{escape(row['file'])}</span>"
         cells.append([name, word, escape(label), chance, escape(row["note"])])
     link = f'<a class="download" download="diagnoses.csv" href="{_csv_url(rows)}">{escape(texts["csv"])}</a>'
@@ -219,33 +220,34 @@ def table_html(rows: list[dict[str, Any]], code: str) -> str:
 
 
 def _csv_url(rows: list[dict[str, Any]]) -> str:
-    """The table as a file that the page itself carries, so that none lies on the server."""
+    """The table as a data URL, so that no file is stored on the server."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["file", "verdict", "label", "probability", "note"])
     for row in rows:
         chance = "" if row["chance"] is None else f"{row['chance']:.4f}"
-        # A spreadsheet would run a name that begins like a formula.
+        # A spreadsheet would evaluate a file name that begins like a formula.
         name = "'" + row["file"] if row["file"][:1] in ("=", "+", "-", "@", "\t", "\r") else row["file"]
         writer.writerow([name, row["verdict"], row["first"], chance, row["note"]])
-    # The mark tells spreadsheets that it is UTF-8.
+    # The byte order mark tells spreadsheets that the file is UTF-8.
     return f"data:text/csv;base64,{base64.b64encode(text.getvalue().encode('utf-8-sig')).decode()}"
 
 
 def about_html(results: dict[str, Any], name: str, code: str) -> str:
-    """What the model scored, class by class, and when not to trust it."""
+    """When not to trust the model, and its scores, overall and by class."""
     texts = TRANSLATIONS[code]
     sets = [("set_test", results["test"])] + ([("set_shift", results["shift"])] if results["shift"] else [])
     scores = [
-        [texts[key], str(scored["n"]), _interval(scored, "accuracy"), _interval(scored, "macro_f1"), *_answered(scored)]
+        [texts[key], str(scored["n"]), *(_interval(scored, name) for name in ("accuracy", "macro_f1"))]
+        + _answered(scored, code)
         for key, scored in sets
     ]
     classes = [
-        [label_text(row["label"]), str(row["n"]), percent(row["recall"]), percent(row["precision"])]
+        [label_text(row["label"]), str(row["n"]), percent(row["recall"], code), percent(row["precision"], code)]
         for row in results["test"]["per_class"]
     ]
     set_names = ("set", "count", "accuracy", "macro_f1", "answered", "wrong")
-    items = "".join(f"<li>{escape(line)}</li>" for line in _distrust(results, texts))
+    items = "".join(f"<li>{escape(line)}</li>" for line in _distrust(results, code))
     return (
         f'<section class="about" lang="{code}"><p>{escape(texts["model"])}: <code>{escape(name)}</code></p>'
         f"<h3>{escape(texts['distrust'])}</h3><ul>{items}</ul>"
@@ -255,14 +257,14 @@ def about_html(results: dict[str, Any], name: str, code: str) -> str:
     )
 
 
-def _distrust(results: dict[str, Any], texts: dict[str, str]) -> list[str]:
-    calibration = results["calibration"]
+def _distrust(results: dict[str, Any], code: str) -> list[str]:
+    texts, calibration = TRANSLATIONS[code], results["calibration"]
     labels = ", ".join(map(label_text, results["dataset"]["labels"]))
     lines = [texts["distrust_labels"].format(labels=labels), texts["distrust_field"]]
     if calibration["threshold"] is None:
         lines.append(texts["distrust_never_sure"])
     else:
-        threshold, target = percent(calibration["threshold"]), percent(calibration["target_error"])
+        threshold, target = percent(calibration["threshold"], code), percent(calibration["target_error"], code)
         lines.append(texts["distrust_target"].format(threshold=threshold, target=target))
     return [*lines, texts["distrust_expert"]]
 
@@ -272,9 +274,12 @@ def _interval(scored: dict[str, Any], name: str) -> str:
     return f"{scored[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _answered(scored: dict[str, Any]) -> list[str]:
+def _answered(scored: dict[str, Any], code: str) -> list[str]:
     answered = scored["answered"]
-    return [percent(answered["coverage"]), "" if answered["error"] is None else percent(answered["error"], 1)]
+    return [
+        percent(answered["coverage"], code),
+        "" if answered["error"] is None else percent(answered["error"], code, digits=1),
+    ]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -282,7 +287,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _markup_table(head: list[str], rows: list[list[str]]) -> str:
-    """A table of cells that are HTML already; it scrolls where it is wider than the screen."""
+    """A table of HTML cells that scrolls if it is wider than the screen."""
     heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     lines = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'

@@ -1,7 +1,7 @@
-"""What may a visitor send, and what does the model see of it?
+"""Which photos are accepted, and which pixels does the model get?
 
-A photo is decoded as in training, within limits that a hostile file cannot pass, and turned into the pixels that the
-model was tested with. What would make a better photo is measured on it.
+A photo is decoded as in training, with limits that protect against hostile files, and preprocessed exactly as in the
+test. Advice for a better photo is derived from measurements on it.
 """
 
 import io
@@ -19,20 +19,20 @@ pillow_heif.register_heif_opener()
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 MAX_BYTES = 12_000_000
-# Told from the header: a small file can unpack to gigabytes.
+# Read from the header, since a small file can unpack to gigabytes.
 MAX_PIXELS = 40_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF")
 
-# A photo is dark when 95 of 100 pixels are below so much light (of 255), which a black background alone is not; blurred
-# when, at 512 pixels, the Laplacian varies less. benchmarks/photo_advice.py measures how often real photos are told so.
+# A photo is dark if 95% of its pixels are below this brightness (of 255), so a black background alone does not count.
+# It is blurred if the variance of its Laplacian at 512 pixels is lower. benchmarks/photo_advice.py measures both rates.
 DARK_BELOW = 80.0
 BLURRED_BELOW = 12.0
 DETAIL_SIDE = 512
 
 
 class PhotoError(ValueError):
-    """What cannot be answered: a key of the translations, and the numbers that its text names."""
+    """A photo that cannot be used: a key of the translations and the numbers in its text."""
 
     def __init__(self, key: str, **numbers: int):
         super().__init__(key)
@@ -41,16 +41,16 @@ class PhotoError(ValueError):
 
 @dataclass(frozen=True)
 class Photo:
-    """An upright RGB picture, perhaps decoded at a part of its size, and the shorter side of the whole in pixels."""
+    """An upright RGB picture, possibly decoded at reduced size, and the shorter side of the original in pixels."""
 
     picture: Image.Image
     shorter_side: int
 
 
 def read_photo(source: Path | bytes, least_side: int | None = None) -> Photo:
-    """Decode a file or its bytes; with `least_side`, at a part of its size while both sides keep so many pixels.
+    """Decode a file or its bytes; with `least_side`, at a reduced size of at least that many pixels on both sides.
 
-    Raises `PhotoError` for what is too large or no whole photo.
+    Raises `PhotoError` for files that are too large or not complete photos.
     """
     try:
         if (len(source) if isinstance(source, bytes) else source.stat().st_size) > MAX_BYTES:
@@ -63,22 +63,22 @@ def read_photo(source: Path | bytes, least_side: int | None = None) -> Photo:
                 image.draft(None, (least_side, least_side))
             exif = image.getexif()
             image = _averaged(_of_8_bits(image), least_side)
-            # Only the file itself tells how it was held.
+            # Only the file itself records its orientation.
             image.info["exif"] = exif.tobytes()
             return Photo(_rgb(ImageOps.exif_transpose(image)), shorter_side)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PhotoError("error_pixels") from error
     except PhotoError:
         raise
-    # Pillow's readers raise all of these for broken files.
+    # Pillow raises all of these for broken files.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise PhotoError("error_no_photo") from error
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:
-    """The image in one of the modes L, RGB and RGBA, whose pixels can be averaged."""
+    """The image in mode L, RGB or RGBA, whose pixels can be averaged."""
     if image.mode.startswith("I;16"):
-        # Pillow would clip 16 bits to 8, which turns most of a photo white.
+        # Pillow would clip 16-bit values, which turns most of a photo white.
         return image.convert("I;16").point(lambda value: value / 257 + 0.5).convert("L")
     if image.mode in ("I", "F"):
         raise PhotoError("error_no_photo")
@@ -88,7 +88,7 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _averaged(image: Image.Image, least_side: int | None) -> Image.Image:
-    """What JPEG does while it is decoded, for the formats that cannot, so that copies of a large photo stay small."""
+    """Reduced decoding for formats other than JPEG, to save memory on large photos."""
     factor = min(image.size) // least_side if least_side else 1
     return image.reduce(factor) if factor > 1 else image
 
@@ -100,7 +100,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def model_pixels(picture: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
-    """Normalised float32 pixels (1, 3, side, side), made as the `preprocessing` of an exported model tells."""
+    """Normalized float32 pixels (1, 3, side, side), by the `preprocessing` of an exported model."""
     resize, crop = recipe["resize"], recipe["crop"]
     if isinstance(resize, int):
         shorter = min(picture.size)
@@ -117,7 +117,7 @@ def model_pixels(picture: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
 
 
 def seen_part(picture: Image.Image, recipe: dict[str, Any]) -> tuple[float, float, float, float]:
-    """The part of a picture that the model sees: left, top, right, bottom, from 0 to 1."""
+    """The area of a picture that the model sees: left, top, right, bottom, from 0 to 1."""
     resize, crop = recipe["resize"], recipe["crop"]
     if crop is None:
         return 0.0, 0.0, 1.0, 1.0
@@ -128,22 +128,22 @@ def seen_part(picture: Image.Image, recipe: dict[str, Any]) -> tuple[float, floa
 
 
 def advice(photo: Photo, image_size: int) -> list[str]:
-    """What would make a better photo: `tiny`, `dark`, `blurred`, as far as they are measured on it."""
-    grey = photo.picture.convert("L")
-    grey.thumbnail((DETAIL_SIDE, DETAIL_SIDE))
+    """Keys of advice for a better photo: `tiny`, `dark`, `blurred`."""
+    gray = photo.picture.convert("L")
+    gray.thumbnail((DETAIL_SIDE, DETAIL_SIDE))
     found = []
     if photo.shorter_side < image_size:
         found.append("tiny")
-    if np.percentile(np.asarray(grey), 95) < DARK_BELOW:
+    if np.percentile(np.asarray(gray), 95) < DARK_BELOW:
         found.append("dark")
-    if not found and detail(grey) < BLURRED_BELOW:
+    if not found and detail(gray) < BLURRED_BELOW:
         found.append("blurred")
     return found
 
 
-def detail(grey: Image.Image) -> float:
-    """The variance of the Laplacian of a grey picture: how much its pixels differ from their neighbours."""
-    pixels = np.asarray(grey, np.float32)
+def detail(gray: Image.Image) -> float:
+    """The variance of the Laplacian of a gray picture, a measure of its sharpness."""
+    pixels = np.asarray(gray, np.float32)
     middle = pixels[1:-1, 1:-1]
-    neighbours = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:]
-    return float((neighbours - 4 * middle).var())
+    neighbors = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:]
+    return float((neighbors - 4 * middle).var())

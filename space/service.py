@@ -1,7 +1,7 @@
-"""What happens to a request?
+"""How is a request answered?
 
-The page and the API ask the same functions. Gradio hands them a photo as it came (a file that it stored, or a data:
-URL), unread, because its own reading knows no limits and tells a visitor nothing of a broken one.
+The page and the API call the same functions. Gradio passes photos on undecoded (a stored file or a data: URL), because
+its own decoding has no limits and reports nothing useful for broken files.
 """
 
 import base64
@@ -22,21 +22,21 @@ MOST_ANSWERS = 5
 
 
 class Service:
-    """Answers of one model; `name` and `revision` (a commit of the Hub, or None) say of which."""
+    """The answers of one model, identified by `name` and `revision` (a commit on the Hub, or None)."""
 
     def __init__(self, classifier: Classifier, name: str, revision: str | None, feedback: Feedback | None):
         self.classifier, self.name, self.revision, self.feedback = classifier, name, revision, feedback
-        # A map that points at nothing is not shown.
+        # Evidence that failed the deletion test is not shown.
         self.with_evidence = classifier.evidence["deletion_test"]["passed"]
 
     def diagnose(self, photo: dict, request: gr.Request) -> dict:
-        """Diagnose one photo of a plant, and say when the answer is not to be trusted.
+        """Diagnose one photo of a plant and say when the answer should not be trusted.
 
         Args:
-            photo: the photo (JPEG, PNG, WebP, BMP, TIFF, HEIC; at most 12 MB), uploaded, or as a data: URL.
+            photo: the photo (JPEG, PNG, WebP, BMP, TIFF or HEIC; at most 12 MB), uploaded or as a data: URL.
 
         Returns:
-            verdict "answer", "not sure" or "unknown", a sentence, labels with probabilities, advice for a better photo.
+            verdict ("answer", "not sure" or "unknown"), sentence, labels with probabilities, advice for a better photo.
         """
         code = visitor_language(request)
         try:
@@ -48,10 +48,10 @@ class Service:
         """Diagnose up to 50 photos of plants at once.
 
         Args:
-            photos: the photos, each as for diagnose.
+            photos: the photos, each as in diagnose.
 
         Returns:
-            for each photo what diagnose gives, with its file's name; a broken one has verdict "broken" and the reason.
+            for each photo its file name and the result of diagnose; a broken one has verdict "broken" and a reason.
         """
         code = visitor_language(request)
         try:
@@ -60,7 +60,7 @@ class Service:
             raise gr.Error(page.problem(error, code), print_exception=False) from error
 
     def labels(self) -> list:
-        """All that the model can answer: label, crop and condition."""
+        """All labels of the model, each with its crop and condition."""
         return [
             {"label": label, "crop": crop, "condition": condition}
             for label in self.classifier.labels
@@ -68,7 +68,7 @@ class Service:
         ]
 
     def show(self, photo: dict | None, request: gr.Request) -> str:
-        """The answer for one photo as a part of the page."""
+        """The answer for one photo as HTML."""
         code = visitor_language(request)
         if photo is None:
             return page.waiting_html(code)
@@ -79,7 +79,7 @@ class Service:
         return page.answer_html(answer, read, code, with_evidence=self.with_evidence)
 
     def show_many(self, photos: list | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
-        """The answers for many photos as a table with a CSV file to download."""
+        """The answers for many photos as an HTML table with a CSV download."""
         code = visitor_language(request)
         try:
             rows = [
@@ -91,17 +91,17 @@ class Service:
         return page.table_html(rows, code)
 
     def about(self, request: gr.Request) -> str:
-        """What the model scored and when not to trust it."""
+        """The scores of the model and when not to trust it, as HTML."""
         named = f"{self.name}, {self.revision[:7]}" if self.revision else self.name
         return page.about_html(self.classifier.results, named, visitor_language(request))
 
     def choices(self, request: gr.Request) -> dict:
-        """What a visitor may say that it is: every label, or none of them."""
+        """The labels that a visitor can choose as a correction, including none of them."""
         names = {NONE_OF_THESE: page.TRANSLATIONS[visitor_language(request)]["none_of_these"]}
         return gr.update(choices=[(names.get(label, page.label_text(label)), label) for label in self.feedback.choices])
 
     def correct(self, photo: dict | None, label: str | None, request: gr.Request) -> str:
-        """Store a visitor's correction; gives what to tell the visitor."""
+        """Store a visitor's correction; returns the message for the visitor."""
         code = visitor_language(request)
         texts = page.TRANSLATIONS[code]
         if photo is None or label is None:
@@ -112,7 +112,7 @@ class Service:
         except PhotoError as error:
             return page.problem_html(error, code)
         except NotStored as error:
-            # The owner reads why in the log; no visitor can mend it.
+            # The reason goes to the log, for the owner of the page.
             print(f"feedback not stored in {self.feedback.repo_id}: {error}")
             return page.notice_html(texts["feedback_error"], code)
         return page.notice_html(texts["thanks"], code)
@@ -170,7 +170,7 @@ def _checked(photos: list | None) -> list:
 
 
 def _source(photo: dict | None) -> Path | bytes:
-    """The stored file or the bytes of what Gradio calls a file; it lets through only files that it stored itself."""
+    """The stored file or the bytes of a Gradio file; Gradio passes on only files that it stored itself."""
     if photo is None:
         raise PhotoError("error_none")
     if photo.get("path"):

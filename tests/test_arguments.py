@@ -1,5 +1,7 @@
 """Flags: what wins, what is refused, and what the refusal says."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import yaml
 from conftest import ROOT
 
 from agritransfer.arguments import DataArguments, FinetuneArguments, LoraArguments, ModelArguments, ScratchArguments
-from agritransfer.runtime.command_line import OLD_FLAGS, parse_args, settings_line
+from agritransfer.runtime.command_line import GROUPS, OLD_FLAGS, parse_args, settings_line
 
 FINETUNE = (DataArguments, ModelArguments, FinetuneArguments)
 LORA = (DataArguments, ModelArguments, LoraArguments)
@@ -108,8 +110,8 @@ def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_name
         ([*NAMED, "--learning_rate", "fast"], "invalid float value: 'fast'"),
         ([*NAMED, "--recipe", "none.yaml"], "no recipe at 'none.yaml'"),
         ([*NAMED, "--recipe"], "no recipe at"),
-        ([*NAMED, "--cached_views", "0"], "--cached_views begins at 1; found 0"),
-        ([*NAMED, "--train_layers", "head", "--head_first"], "leave one of them out"),
+        ([*NAMED, "--cached_views", "0"], "--cached_views must be at least 1; found 0"),
+        ([*NAMED, "--train_layers", "head", "--head_first"], "remove one of them"),
         ([*NAMED, "--eval_strategy", "no"], "--load_best_model_at_end requires"),
     ],
 )
@@ -133,6 +135,40 @@ def test_help_all_adds_the_flags_of_the_trainer(capsys):
     shown = capsys.readouterr().out
     assert end.value.code == 0
     assert "--lora_r" in shown and "--adam_beta1" in shown and "story" in shown
+
+
+def help_of(capsys, classes, flag="--help") -> str:
+    with pytest.raises(SystemExit):
+        parse_args(classes, "story", [flag])
+    return capsys.readouterr().out
+
+
+def test_help_has_groups_defaults_and_one_spelling_of_each_flag(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = help_of(capsys, LORA)
+    assert re.findall(r"^([a-z ]+):$", shown, re.MULTILINE) == ["options", *GROUPS]
+    assert max(map(len, shown.splitlines())) <= 100
+    assert not re.findall(r"--\w+-\w+", shown)
+    assert "(default: 0.15)" in shown and "(default: None)" not in shown
+    words = " ".join(shown.split())
+    assert "--share_splits [true|false] Publish splits.csv" in words
+    assert "--no_share_splits Do not publish splits.csv." in words
+    assert "--learning_rate 0.002, --num_train_epochs 10" in words
+    # With all flags, the defaults of the Trainer's are those of the strategy.
+    words = " ".join(help_of(capsys, SCRATCH, "--help_all").split())
+    assert re.search(r"--learning_rate X [^(]*\(default: 0\.001\)", words)
+
+
+def test_every_flag_of_ours_has_a_group_and_a_dashed_spelling():
+    checked = 0
+    for arguments in (*FINETUNE, LoraArguments, ScratchArguments):
+        for field in dataclasses.fields(arguments):
+            assert field.metadata["group"] in GROUPS and field.metadata["help"]
+            assert (field.default is True) == ("no_help" in field.metadata)
+            checked += 1
+    assert checked >= 40
+    data, *_ = parse_args(SCRATCH, "", ["--dataset-name", "d", "--no-share-splits", "--use_cpu"])
+    assert (data.dataset_name, data.share_splits) == ("d", False)
 
 
 def test_every_recipe_parses_for_the_script_that_it_names():

@@ -71,7 +71,7 @@ def test_a_photo_gets_its_answer_with_bars_and_a_map_that_can_be_faded(visit, sp
     before = page.locator("#photo").bounding_box(), page.locator("#result").bounding_box()
     give(page, EXAMPLES[0])
     expect(page.locator("#result .verdict")).to_contain_text("This looks like")
-    expect(page.locator("#result .verdict h2")).to_have_text("angular leaf spot 98 %")
+    expect(page.locator("#result .verdict h2")).to_have_text("angular leaf spot 98%")
     names = page.locator("#result .bars .name")
     assert names.all_text_contents() == ["angular leaf spot", "mosaic", "rust", "healthy"]
     widths = [box["width"] for box in (bar.bounding_box() for bar in page.locator(".bar > span").all())]
@@ -152,7 +152,7 @@ def test_many_photos_make_a_table_and_a_csv_file(visit, tmp_path):
     page.get_by_role("button", name=TRANSLATIONS["en"]["diagnose_all"]).click()
     page.wait_for_selector("#table table")
     expect(page.locator("#table [role=status]")).to_contain_text(
-        "7 photos: 4 answered, 1 not sure, 1 unknown, 1 broken."
+        "Photos: 7 (4 answered, 1 not sure, 1 unknown, 1 broken)."
     )
     assert page.locator("#table tbody img").count() == 6
     with page.expect_download() as download:
@@ -161,7 +161,7 @@ def test_many_photos_make_a_table_and_a_csv_file(visit, tmp_path):
     assert download.value.suggested_filename == "diagnoses.csv"
     assert lines[0] == "file,verdict,label,probability,note" and len(lines) == 8
     assert lines[1].startswith("1_angular_leaf_spot.jpg,answer,angular_leaf_spot,0.98")
-    assert lines[7].startswith('broken.jpg,broken,,,"This is not a whole photo')
+    assert lines[7].startswith('broken.jpg,broken,,,"This file is not a complete photo')
 
 
 @pytest.mark.parametrize("code", TRANSLATIONS)

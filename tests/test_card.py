@@ -71,30 +71,32 @@ def test_lab_and_field_limits_and_counts_stand_in_the_card():
     for words in (
         "| **test** | 60 | 0.750 [0.630, 0.840] |",
         "| **field** | 60 |",
-        "The class that suffers most is rust, F1 0.646 on the test and 0.300 in the field.",
+        "The largest drop is that of rust: F1 0.646 on the test photos, 0.300 on the field photos.",
         "| rust | 20 | 0.700 | 0.600 | 0.646 | 0.300 (20) |",
-        "Fewer than 30 test photos, so that their scores say little: rust (20).",
-        "3 training photos were found again among photos to be scored, 2 of them were left out",
-        "On the test photos it answers 50.0%, 4.0% of the answers wrong.",
+        "Fewer than 30 test photos, so scores are uncertain: rust (20).",
+        "3 training photos found in the validation or test split, 2 dropped",
+        "The model answers 50.0% of the test photos, and 4.0% of the answers are wrong.",
         "revision `abc`",
         "python train_scratch.py \\\n    --dataset_name user/leaves \\\n    --seed 1",
     ):
         assert words in card, words
-    assert "from random weights" in card and "PeftModel" not in card and "onnx" not in card
+    assert "Strategy: training from scratch. 1,000 of 1,000 weights were trained." in card
+    assert "The logits are divided by a temperature" in card
+    assert "PeftModel" not in card and "onnx" not in card
 
 
 def test_a_solved_head_is_told_by_its_penalty_and_a_trained_run_by_its_step():
     facts = results()
     assert "3 epochs, 30 steps in 60 s on 1 x cpu; the weights are those of step 20" in card_of(facts)
     solved = card_of(facts | {"training": facts["training"] | {"penalty": 0.1}})
-    assert "frozen network in 60 s on 1 x cpu; of 30 penalties C=0.1 was the best on validation" in solved
+    assert "frozen backbone in 60 s on 1 x cpu; C=0.1 was the best of 30 penalties on the validation photos" in solved
 
 
 @pytest.mark.parametrize(
     ("calibration", "words"),
     [
-        ({"threshold": None}, "No threshold keeps the error under 5% on the validation photos"),
-        ({"unknown": None}, "it cannot tell such photos from its own and will name one of its classes"),
+        ({"threshold": None}, "No threshold keeps the error on the validation photos below 5%"),
+        ({"unknown": None}, "the model does not recognize such photos and names one of its classes"),
     ],
 )
 def test_what_a_run_cannot_promise_is_said(calibration, words):
@@ -104,5 +106,5 @@ def test_what_a_run_cannot_promise_is_said(calibration, words):
 
 def test_a_run_that_never_saw_the_field_says_so():
     card = card_of(results(shift=None))
-    assert "**Never tested on photos of another place.**" in card and "| **field** |" not in card
-    assert "background, light and camera may have been learnt with the disease" in card
+    assert "**Not tested on field photos.**" in card and "| **field** |" not in card
+    assert "the model may have learned background, light or camera instead of the disease" in card

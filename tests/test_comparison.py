@@ -1,6 +1,7 @@
 """Strategies are compared on the same photos, over seeds, and the advice follows from the numbers."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -123,20 +124,20 @@ def test_commands_that_differ_in_more_than_the_seed_are_candidates_of_their_own(
 
 def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path):
     good = put_run(tmp_path / "good", "lora", 0, 0.8, 0.6)
-    with pytest.raises(UsageError, match="is no finished run"):
+    with pytest.raises(UsageError, match="is not a finished run"):
         read_candidates([good, tmp_path])
-    with pytest.raises(UsageError, match="1 kind of run cannot be compared"):
+    with pytest.raises(UsageError, match="a comparison needs runs of at least two strategies or settings; found 1"):
         compare(read_candidates([good]))
     facts = json.loads((good / "results.json").read_text())
     other = put_run(tmp_path / "other", "head", 0, 0.8, 0.6, dataset=facts["dataset"] | {"fingerprint": "g"})
-    with pytest.raises(DataError, match="were trained on other photos"):
+    with pytest.raises(DataError, match="were trained on different photos"):
         read_candidates([good, other])
     cut = put_run(tmp_path / "cut", "head", 0, 0.8, 0.6)
     (cut / "splits.csv").write_text("file,label,split,group\n0.jpg,rust,train,\n")
-    with pytest.raises(DataError, match=r"other splits; train with --splits_file .*good/splits\.csv"):
+    with pytest.raises(DataError, match=r"different splits; train with --splits_file .*good/splits\.csv"):
         read_candidates([good, cut])
     field = put_run(tmp_path / "field", "head", 0, 0.8, 0.6, photos=120)
-    with pytest.raises(DataError, match="scored on other field photos"):
+    with pytest.raises(DataError, match="scored on different field photos"):
         read_candidates([good, field])
     # A run without field photos leaves the test alone to compare.
     alone = put_run(tmp_path / "alone", "scratch", 0, 0.4)
@@ -200,29 +201,35 @@ def advice(tmp_path: Path, **shares: tuple[float, float | None]) -> str:
 
 def test_the_cheapest_of_those_that_cannot_be_told_apart_is_advised(tmp_path):
     text = advice(tmp_path, scratch=(0.4, 0.3), head=(0.8, 0.8), lora=(0.82, 0.81), finetune=(0.8, 0.6))
-    assert text.startswith("Use feature extraction here: its macro F1 in the field is 0.")
+    assert text.startswith("Use feature extraction: its macro F1 on the field photos is 0.")
     assert "LoRA scores 0." in text and "includes zero, and it trains 66,000 weights" in text
-    assert "Clearly behind LoRA: fine-tuning by 0.2" in text
-    assert "Transfer helps: every pretrained strategy beats random weights in the field" in text
-    assert "frozen features suffice" in text and "240 photos and 3 seeds each" in text
+    assert re.search(r"Fine-tuning scores 0\.2\d\d lower and training from scratch 0\.\d+ lower than LoRA\.", text)
+    assert (
+        "Transfer helps: every pretrained strategy scores higher on the field photos than training from scratch."
+        in text
+    )
+    assert "Frozen features are sufficient here" in text and "240 photos, 3 seeds per strategy" in text
 
 
 def test_a_strategy_that_is_better_by_more_than_chance_is_advised(tmp_path):
     text = advice(tmp_path, scratch=(0.4, None), head=(0.5, None), lora=(0.7, None), finetune=(0.95, None))
-    assert text.startswith("Use fine-tuning here: its macro F1 on the test is 0.9")
-    assert "better than every other one by more than chance explains" in text
-    assert "frozen features fall short, so the backbone must adapt" in text
+    assert text.startswith("Use fine-tuning: its macro F1 on the test photos is 0.9")
+    assert "It scores higher than every other strategy, by more than chance explains." in text
+    assert "Frozen features are not sufficient here: the backbone must adapt" in text
 
 
 def test_negative_transfer_is_called_by_its_name(tmp_path):
     text = advice(tmp_path, scratch=(0.9, None), head=(0.5, None), lora=(0.6, None))
-    assert text.startswith("Use training from scratch here")
-    assert "Negative transfer: worse than random weights on the test is feature extraction and LoRA" in text
+    assert text.startswith("Use training from scratch: ")
+    assert (
+        "Negative transfer: training from scratch scores higher on the test photos than feature extraction and LoRA"
+        in text
+    )
 
 
 def test_scratch_that_only_equals_the_others_is_not_advised(tmp_path):
     text = advice(tmp_path, scratch=(0.81, None), lora=(0.8, None))
-    assert text.startswith("Use LoRA here") and "is shown for none of the strategies" in text
+    assert text.startswith("Use LoRA: ") and "No pretrained strategy is shown to score higher" in text
 
 
 def test_the_report_holds_every_number_and_is_complete_in_itself(tmp_path):
@@ -232,7 +239,7 @@ def test_the_report_holds_every_number_and_is_complete_in_itself(tmp_path):
         **{
             "dataset": "data/apple",
             "n": 30,
-            "before": [{"name": "vit, as pretrained", "macro_f1": 0.9, "macro_f1_ci95": [0.8, 1]}],
+            "before": [{"name": "vit, pretrained", "macro_f1": 0.9, "macro_f1_ci95": [0.8, 1]}],
         },
         "after": [
             {"name": "LoRA", "macro_f1": 0.7, "macro_f1_ci95": [0.6, 0.8], "gain": -0.2, "gain_ci95": [-0.3, -0.1]}
@@ -241,11 +248,11 @@ def test_the_report_holds_every_number_and_is_complete_in_itself(tmp_path):
     write_report(tmp_path, comparison)
     assert json.loads((tmp_path / "comparison.json").read_text())["rows"][0]["name"] == "training from scratch"
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
-    assert text == report_text(comparison) and text.rstrip().endswith(recommendation(comparison))
+    assert text == report_text(comparison) and text.split("\n\n")[1] == recommendation(comparison)
     lora = comparison["rows"][2]
     for words in (
         f"{lora['test']['macro_f1']:.3f} [{lora['test']['macro_f1_ci95'][0]:.3f}",
-        "| LoRA over feature extraction | +0.",
+        "| LoRA vs. feature extraction | +0.",
         "| LoRA | 0.700 [0.600, 0.800] | -0.200 [-0.300, -0.100] |",
         "2 leaked photos found, 2 dropped",
         "| LoRA | 66,000 | 837,252 | 11 | 1,000 MB | 0.3 MB |",
@@ -274,7 +281,7 @@ def test_finished_runs_are_compared_by_the_command(tmp_path, capsys):
     folders = runs(tmp_path / "runs", {"scratch": (0.4, 0.3), "lora": (0.9, 0.8)}, seeds=1)
     assert main(["compare", "--runs", *map(str, folders), "--output_dir", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "Use LoRA here" in out and f"written to {tmp_path / 'out'}" in out
+    assert "Use LoRA: " in out and f"report: {tmp_path / 'out/report.html'}" in out
     left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert left == {"comparison.json", "report.html", "report.md", "figures/scores.png", "figures/costs.png"}
 
@@ -282,14 +289,17 @@ def test_finished_runs_are_compared_by_the_command(tmp_path, capsys):
 def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
     run = put_run(tmp_path / "run", "lora", 0, 0.8)
     for words, complaint in (
-        ([], "give either a data set to train on, or --runs"),
-        (["photos", "--runs", run], "give either a data set to train on, or --runs"),
+        ([], "give either a dataset to train on, or --runs"),
+        (["photos", "--runs", run], "give either a dataset to train on, or --runs"),
         (["photos"], "--model_name_or_path is missing"),
-        (["photos", "--model_name_or_path", "m", "--seeds", "0"], "--seeds begins at 1; found 0"),
-        (["photos", "--model_name_or_path", "m", "--budget_epochs", "0"], "--budget_epochs begins at 1; found 0"),
+        (["photos", "--model_name_or_path", "m", "--seeds", "0"], "--seeds must be at least 1; found 0"),
+        (
+            ["photos", "--model_name_or_path", "m", "--budget_epochs", "0"],
+            "--budget_epochs must be at least 1; found 0",
+        ),
         (["photos", "--model_name_or_path", "m", "--seed", "3"], "--seed"),
         (["--runs", run, "--use_dora"], "unknown flag --use_dora; --runs trains nothing"),
-        (["--runs", tmp_path], "no finished run in --runs"),
+        (["--runs", tmp_path], "holds no finished run"),
     ):
         assert main(["compare", *map(str, words)]) == 2, words
         err = capsys.readouterr().err
@@ -301,6 +311,7 @@ def test_a_flag_of_one_strategy_goes_to_that_one():
     assert _flags_for("lora", flags) == ["--lora_r", "4", "--image_size", "64", "--learning_rate", "-1", "--fp16"]
     assert _flags_for("scratch", flags) == ["--model_size=nano", *flags[3:]]
     assert _flags_for("head", flags) == flags[3:]
+    assert _flags_for("head", ["--lora-r", "4", "--seed", "1"]) == ["--seed", "1"]
 
 
 def backbone(folder: Path, tiny_vit: Path, photos: Path, blind: bool) -> Path:
@@ -351,7 +362,7 @@ def test_a_comparison_is_trained_once_stopped_and_taken_up_again(photos, field_p
     kept = (output / "head-seed0/results.json").stat().st_mtime_ns
     assert main([*flags, *more]) == 0
     again = capsys.readouterr().out
-    assert again.count("finished before, kept") == 3 and "kept" not in first
+    assert again.count("already finished") == 3 and "already finished" not in first
     assert (output / "head-seed0/results.json").stat().st_mtime_ns == kept
     of_seeds = [
         [row["test"]["macro_f1_of_seeds"] for row in json.loads(text)["rows"]]

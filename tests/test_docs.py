@@ -19,7 +19,7 @@ from agritransfer.arguments import (
     ModelArguments,
     ScratchArguments,
 )
-from agritransfer.runtime.command_line import parse_args
+from agritransfer.runtime.command_line import FlagParser, parse_args
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -215,10 +215,10 @@ def shared_benchmark_files() -> list[Path]:
 
 def known_flags() -> set[str]:
     """Every flag of the training scripts, the subcommands, the Space and the benchmarks."""
-    from transformers import HfArgumentParser, TrainingArguments
+    from transformers import TrainingArguments
 
     classes = {kind for kinds in TRAINING.values() for kind in kinds} | {TrainingArguments}
-    known = set(HfArgumentParser(list(classes))._option_string_actions)
+    known = set(FlagParser(list(classes))._option_string_actions)
     known |= {flag for command in SUBCOMMANDS.values() for flag in command._option_string_actions}
     return known.union(*(flags_in(path) for path in (ROOT / "space/app.py", *ROOT.glob("benchmarks/*.py"))))
 

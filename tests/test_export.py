@@ -186,8 +186,8 @@ def test_hidden_cells_are_the_hottest_tenth():
 
 def test_the_gate_names_what_failed_and_its_limits_pass():
     assert refusal(0.99, 0.003) is None and refusal(1.0, -0.02) is None
-    assert refusal(0.989, 0.0) == "it gives the answer of torch for 98.9% of the photos; at least 99% must be"
-    assert refusal(0.995, 0.004) == "it loses 0.4 points of accuracy; at most 0.3 may be lost"
+    assert refusal(0.989, 0.0) == "it agrees with torch on only 98.9% of the photos; at least 99% is required"
+    assert refusal(0.995, 0.004) == "it loses 0.4 points of accuracy; at most 0.3 is allowed"
 
 
 @pytest.fixture(scope="module")
@@ -281,8 +281,8 @@ def test_the_first_8_bit_form_that_passes_is_written_and_why_others_are_not(
     assert "checked on 10 validation photos" in out and out.count("not written") == len(bad)
     for method, reason in reasons.items():
         if method in bad:
-            assert reason.startswith("it gives the answer of torch for ")
-            assert f"8 bits, {method}: not written, {reason}" in out
+            assert reason.startswith("it agrees with torch on only ")
+            assert f"8 bits, {method}: not written because {reason}" in out
         else:
             assert reason is None
             assert head_weights(run_copy / "onnx/model_quantized.onnx") == {onnx.TensorProto.FLOAT}
@@ -311,7 +311,7 @@ def test_a_file_that_answers_unlike_torch_leaves_no_folder(exported_run, run_cop
     monkeypatch.setattr(export, "write_model", lambda _model, _side, path: onnx.save(other, path))
     before = {path.name for path in run_copy.iterdir()}
     with pytest.raises(
-        RuntimeError, match=r"model\.onnx differs from the trained one by 1 in its logits; do not use it"
+        RuntimeError, match=r"the logits of model\.onnx differ from those of the trained model by 1; do not use it"
     ):
         export.export_onnx(run_copy)
     assert {path.name for path in run_copy.iterdir()} == before and "onnx" not in before
@@ -326,14 +326,14 @@ def test_export_says_in_one_line_what_it_cannot_do(run_copy, tmp_path, capsys):
         assert err.count("\n") == 1
         return err
 
-    assert "is no finished run; give the --output_dir of a training that has ended" in complaint(2, tmp_path)
-    assert "--photos begins at 1; found 0" in complaint(2, run_copy, "--photos", "0")
+    assert "is not a finished run; give the --output_dir of a finished training" in complaint(2, tmp_path)
+    assert "--photos must be at least 1; found 0" in complaint(2, run_copy, "--photos", "0")
     fewer = Path(shutil.copytree(results["dataset"]["name"], tmp_path / "fewer"))
     next(fewer.rglob("*.jpg")).unlink()
     for name, code, words in (
-        (str(tmp_path / "moved"), 2, f"start it where '{tmp_path / 'moved'}' still lies as it was then"),
+        (str(tmp_path / "moved"), 2, f"export where '{tmp_path / 'moved'}' is still available and unchanged"),
         (str(fewer), 3, "names 1 photos that the data set lacks"),
-        (str(put_photos(tmp_path / "others", seed=5)), 3, "holds other photos than"),
+        (str(put_photos(tmp_path / "others", seed=5)), 3, "no longer holds the photos that"),
     ):
         results["dataset"]["name"] = name
         (run_copy / "results.json").write_text(json.dumps(results))

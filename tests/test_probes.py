@@ -105,7 +105,7 @@ def test_the_agreement_of_two_orders_is_kendalls_tau_with_an_interval():
     tau, (low, high) = order_agreement(before, [0.2, 0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     assert tau == pytest.approx((27 - 1) / 28)
     assert low < tau <= high <= 1
-    with pytest.raises(UsageError, match="have no order to compare"):
+    with pytest.raises(UsageError, match="give no ranking to compare"):
         order_agreement([0.5, 0.5, 0.5], before[:3])
 
 
@@ -140,21 +140,21 @@ def test_networks_are_ranked_by_what_they_see_and_the_order_is_compared(photos, 
     assert rows["blind"]["probe_macro_f1"] == pytest.approx(0.5 / 3)
     assert rows["blind"]["logme"] == min(row["logme"] for row in rows.values())
     assert rows["sees"]["test_macro_f1"] == 0.9 and rows["sees"]["memory_bytes"] > 4 * 1000
-    assert "agreement with the order after training, 3 networks" in out and "6 validation photos" in out
+    assert "agreement with the ranking after training, 3 backbones" in out and "6 validation photos" in out
     # Two runs hold no order, and runs on other photos say nothing of these.
     assert main([*command, "--runs", *runs[:2]]) == 2
-    assert "an order to agree with needs at least 3" in capsys.readouterr().err
+    assert "a comparison of rankings needs at least 3" in capsys.readouterr().err
     facts = json.loads((tmp_path / "runs/sees/results.json").read_text()) | {"dataset": {"fingerprint": "other"}}
     (tmp_path / "runs/sees/results.json").write_text(json.dumps(facts))
     assert main([*command, "--runs", *runs]) == 3
-    assert "was trained on other photos" in capsys.readouterr().err
+    assert "was not trained on the photos of" in capsys.readouterr().err
 
 
 def test_rank_says_in_one_line_what_it_cannot_do(photos, tiny_vit, tmp_path, capsys):
     for words, complaint in (
-        (["--models", tiny_vit], "--models needs at least two networks"),
-        (["--models", tiny_vit, "x", "--output", tmp_path / "no/rank.json"], "make it first"),
-        (["--models", tiny_vit, "x", "--runs", tmp_path], "is no finished run"),
+        (["--models", tiny_vit], "--models needs at least two different backbones"),
+        (["--models", tiny_vit, "x", "--output", tmp_path / "no/rank.json"], "does not exist; create it first"),
+        (["--models", tiny_vit, "x", "--runs", tmp_path], "is not a finished run"),
     ):
         assert main(["rank", str(photos), *map(str, words)]) == 2
         err = capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_two_and_four_processes_give_one_set_of_files_and_the_metrics_of_one(fla
             command(count, run, *flags, *batch), capture_output=True, text=True, env=clean_environment(**TOGETHER)
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("settings: ") == done.stdout.count("weakest on the test") == 1
+        assert done.stdout.count("settings: ") == done.stdout.count("weakest classes on the test") == 1
         assert files_of(run) == EVERY_RUN
         results[count] = json.loads((run / "results.json").read_text())
         assert results[count]["training"]["num_processes"] == count

@@ -83,8 +83,8 @@ def test_a_trained_run_is_published_privately_and_says_so_only_after_it_was_chec
     facts = json.loads((run / "published.json").read_text())
     assert facts["sha256"] == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     assert facts["tag"] == "v1" and facts["commit"] in said["out"]
-    assert said["out"].index("use it:") < said["out"].index("published and checked in")
-    assert "to be published as user/leaves, private" in said["out"]
+    assert said["out"].index("use it:") < said["out"].index("published and verified in")
+    assert "will be published as user/leaves (private)" in said["out"]
     assert hub.repositories["models", "user/leaves"].private
     for name in ("model.safetensors", "adapter/adapter_model.safetensors", "splits.csv"):
         assert files[name] == (run / name).read_bytes()
@@ -132,8 +132,8 @@ def test_the_card_tells_the_numbers_of_the_run_and_its_metadata_are_valid(traine
         assert f"| {row['label']} | {row['n']} | {row['precision']:.3f} |" in card
     for words in (
         "Base model `base/tiny-vit`: mit.",
-        "No licence was chosen",
-        "Never tested on photos of another place",
+        "No license was chosen",
+        "Not tested on field photos",
         results["dataset"]["fingerprint"],
         'pipeline("image-classification", model="user/leaves")',
         'PeftModel.from_pretrained(base, "user/leaves", subfolder="adapter")',
@@ -157,7 +157,7 @@ def test_an_adapter_for_another_photo_size_is_not_said_to_fit_its_base(client, h
     said = client.run(ROOT / "train_lora.py", *flags, *push)
     assert said["code"] == 0, said["err"]
     card = served(hub, "user/larger")["README.md"].decode()
-    assert "does not fit that model as it is" in card and "PeftModel" not in card
+    assert "does not fit the original model" in card and "PeftModel" not in card
 
 
 def test_a_second_publish_uploads_nothing_and_keeps_the_tag(run, client, hub):
@@ -193,7 +193,9 @@ def test_after_an_export_the_onnx_files_are_published_too_and_asked_for_their_an
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, weight.name))
     onnx.save(model, run / "onnx/model.onnx")
     said = client.run("publish", run, "--repo_id", "user/onnx")
-    assert heads and said["code"] == 4 and "ONNX Runtime answers other than the tested model" in said["err"]
+    assert (
+        heads and said["code"] == 4 and "ONNX Runtime: the logits differ from those of the tested model" in said["err"]
+    )
 
 
 def test_what_is_shared_is_the_users_choice(run, client, hub):
@@ -207,10 +209,10 @@ def test_what_is_shared_is_the_users_choice(run, client, hub):
 @pytest.mark.parametrize(
     ("token", "name", "complaint"),
     [
-        ("hf_wrong", "user/x", "the Hub does not know this token"),
-        ("hf_test_read", "user/x", "the token may only read"),
-        ("hf_test_write", "others/x", "the token may not write to 'others'; it may to user"),
-        ("hf_test_write", "user/a b", "cannot be a name on the Hub"),
+        ("hf_wrong", "user/x", "the Hub token is not valid"),
+        ("hf_test_read", "user/x", "the Hub token is read-only"),
+        ("hf_test_write", "others/x", "the Hub token has no write access to 'others'; it has access to user"),
+        ("hf_test_write", "user/a b", "is not a valid Hub ID"),
     ],
 )
 def test_a_push_that_the_hub_would_refuse_ends_before_the_first_step(
@@ -231,7 +233,7 @@ def test_a_hub_that_cannot_be_reached_and_one_that_wants_money_say_so(client, hu
     assert said["code"] == 2 and "cannot be reached" in said["err"] and said["err"].count("\n") == 1
     hub.faults[:] = [Fault("POST", "repos/create", status=402)]
     said = client.run("publish", run, "--repo_id", "user/paid")
-    assert said["code"] == 2 and "wants a paid account" in said["err"]
+    assert said["code"] == 2 and "requires a paid account" in said["err"]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_a_token_that_is_taken_back_costs_nothing_but_the_command_that_is_printe
     said = client.run("publish", run, "--repo_id", "user/revoked", "--license", "mit")
     assert said["code"] == 4 and said["err"].count("\n") == 1
     again = f"python -m agritransfer publish {run} --repo_id user/revoked --license mit"
-    assert again in said["err"] and "the token was taken back or may not write" in said["err"]
+    assert again in said["err"] and "the Hub token was revoked or has no write access" in said["err"]
     assert not (run / "published.json").exists()
     hub.faults.clear()
     hub.requests.clear()
@@ -279,7 +281,7 @@ def test_a_hub_that_hangs_is_not_waited_for_for_ever(run, client, hub):
     hurry = "import agritransfer.hub.client as u; u.TIMEOUT, u.PATIENCE = 0.5, 0"
     usual = "import agritransfer.hub.client as u; u.TIMEOUT, u.PATIENCE = 60.0, 300"
     said = client.run("publish", run, "--repo_id", "user/hangs", before=hurry)
-    assert said["code"] == 4 and "to try again: python -m agritransfer" in said["err"]
+    assert said["code"] == 4 and "to retry: python -m agritransfer" in said["err"]
     hub.faults.clear()
     assert client.run("publish", run, "--repo_id", "user/hangs", before=usual)["code"] == 0
 
@@ -287,8 +289,8 @@ def test_a_hub_that_hangs_is_not_waited_for_for_ever(run, client, hub):
 def test_a_file_that_is_served_otherwise_is_never_called_published(run, client, hub):
     hub.faults.append(Fault("GET", "model.safetensors|_lfs", times=99, corrupt=True))
     said = client.run("publish", run, "--repo_id", "user/corrupt")
-    assert said["code"] == 4 and "differs from what was uploaded" in said["err"]
-    assert "published and checked" not in said["out"] and not (run / "published.json").exists()
+    assert said["code"] == 4 and "serves files that differ from the upload" in said["err"]
+    assert "published and verified" not in said["out"] and not (run / "published.json").exists()
 
 
 def test_answers_other_than_those_of_the_test_are_never_called_published(run, client, hub):
@@ -298,24 +300,24 @@ def test_answers_other_than_those_of_the_test_are_never_called_published(run, cl
     cells[-1] = str(float(cells[-1]) + 0.1)
     (run / "predictions.csv").write_text("\n".join([*text[:place], ",".join(cells), *text[place + 1 :]]) + "\n")
     said = client.run("publish", run, "--repo_id", "user/other")
-    assert said["code"] == 4 and "the pipeline answers other than the tested model" in said["err"]
+    assert said["code"] == 4 and "the pipeline: the logits differ from those of the tested model" in said["err"]
 
 
 def test_a_card_that_the_hub_does_not_take_is_found_before_anything_is_uploaded(run, client, hub):
     hub.faults.append(Fault("POST", "validate-yaml", status=400, body=b'{"errors": [{"message": "bad licence"}]}'))
     said = client.run("publish", run, "--repo_id", "user/card", "--license", "no-such-licence")
-    assert said["code"] == 4 and "the Hub does not take the card" in said["err"] and "bad licence" in said["err"]
+    assert said["code"] == 4 and "the Hub rejects the model card" in said["err"] and "bad licence" in said["err"]
     assert commits(hub, "user/card") == 0
 
 
 def test_publish_says_in_one_line_what_it_cannot_do(run, client, photos, tmp_path):
     said = client.run("publish", tmp_path / "nowhere", "--repo_id", "user/x")
-    assert said["code"] == 2 and "is no finished run" in said["err"]
+    assert said["code"] == 2 and "is not a finished run" in said["err"]
     results = json.loads((run / "results.json").read_text())
     results["dataset"]["name"] = str(tmp_path / "moved")
     (run / "results.json").write_text(json.dumps(results))
     said = client.run("publish", run, "--repo_id", "user/moved")
-    assert said["code"] == 3 and "publish from where it was trained" in said["err"] and said["err"].count("\n") == 1
+    assert said["code"] == 3 and "publish where the run was trained" in said["err"] and said["err"].count("\n") == 1
 
 
 def test_checkpoints_are_uploaded_while_training_and_a_failure_is_said_and_made_up_for(
@@ -328,8 +330,8 @@ def test_checkpoints_are_uploaded_while_training_and_a_failure_is_said_and_made_
     push = ("--push_to_hub", "--hub_model_id", "user/saved", "--hub_strategy", "checkpoint")
     said = client.run(ROOT / "train_lora.py", *flags, *push)
     assert said["code"] == 0, said["err"]
-    assert said["out"].count("not uploaded to main") == said["out"].count("not uploaded to last-checkpoint") == 1
-    assert said["out"].index("training goes on") < said["out"].index("epoch 2/2")
+    assert said["out"].count("upload to main failed") == said["out"].count("upload to last-checkpoint failed") == 1
+    assert said["out"].index("training continues") < said["out"].index("epoch 2/2")
     branch = served(hub, "user/saved", "last-checkpoint")
     kept = {path.relative_to(run / "checkpoints").as_posix() for path in run.glob("checkpoints/checkpoint-*/*")}
     assert set(branch) == {name for name in kept if not name.endswith("README.md")}
@@ -338,7 +340,7 @@ def test_checkpoints_are_uploaded_while_training_and_a_failure_is_said_and_made_
     for path in (tmp_path, tiny_vit.parent):
         assert not hub.has_received(str(path).encode())
     card = served(hub, "user/saved")["README.md"].decode()
-    assert "needs its base model, `tiny-vit`, which is not on the Hub" in card and "base_model" not in card
+    assert "needs its base model `tiny-vit`, which is not on the Hub" in card and "base_model" not in card
 
 
 TERM_ONCE = """
@@ -376,12 +378,12 @@ def test_a_run_that_lost_its_disk_goes_on_from_the_hub_and_ends_bit_identical(
 
     hub.faults[:] = [Fault("GET", "/resolve/", times=99, status=503)]
     said = client.run(*command)
-    assert said["code"] == 2 and "could not be fetched" in said["err"] and "--restart" in said["err"]
+    assert said["code"] == 2 and "could not be downloaded" in said["err"] and "--restart" in said["err"]
     hub.faults.clear()
 
     said = client.run(*command)
     assert said["code"] == 0, said["err"]
-    assert f"the last checkpoint of {repo_id} is fetched" in said["out"] and "checkpoint-6" in said["out"]
+    assert f"downloaded the last checkpoint of {repo_id}" in said["out"] and "checkpoint-6" in said["out"]
     assert client.run(ROOT / script, *flags, "--output_dir", tmp_path / "whole")["code"] == 0
     assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     for path in (tmp_path, tiny_vit.parent):
@@ -426,7 +428,7 @@ def test_a_last_checkpoint_that_never_arrives_ends_with_4(client, hub, photos, t
     push = ("--push_to_hub", "--hub_model_id", "user/lost", "--hub_strategy", "checkpoint")
     command = (ROOT / "train_finetune.py", *flags, *push)
     said = client.run(*command)
-    assert said["code"] == 4 and "to try again: python -m agritransfer publish" in said["err"]
+    assert said["code"] == 4 and "to retry: python -m agritransfer publish" in said["err"]
     assert json.loads((run / "status.json").read_text()) == {"state": "not published", "exit_code": 4}
     again = client.run(*command)
     assert again["code"] == 4 and "it is not published yet" in again["err"] and "epoch 1" not in again["out"]
@@ -447,7 +449,7 @@ def test_a_published_set_of_photos_gives_the_run_of_the_folder(client, hub, phot
     }
     card = files["README.md"].content.decode()
     assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
-    assert "| blight | 8 | 2 | 2 |" in card and here.fingerprint in card and "broken photos, left out: 0" in card
+    assert "| blight | 8 | 2 | 2 |" in card and here.fingerprint in card and "broken photos, skipped: 0" in card
     assert not hub.has_received(str(photos.parent).encode())
     # A run from the Hub: the same photos in the same splits.
     push = ("--dataset_name", "user/photos", "--model_type", "vit", "--model_size", "nano", "--image_size", "32")
@@ -471,7 +473,7 @@ def test_photos_that_tell_their_place_are_not_opened_to_all(client, hub, tmp_pat
             )
     command = ("publish-dataset", tmp_path / "data", "--repo_id", "user/placed")
     said = client.run(*command, "--hub_private_repo", "false")
-    assert said["code"] == 3 and "GPS in EXIF" in said["err"] and "or publish privately" in said["err"]
+    assert said["code"] == 3 and "GPS in EXIF" in said["err"] and "or publish to a private repository" in said["err"]
     assert client.run(*command)["code"] == 0
 
 

@@ -39,11 +39,11 @@ def test_the_table_names_every_split_and_the_weakest_classes(photos, tiny_vit, t
     table = results_table(results)
     assert interval_text(results["test"], "macro_f1") in table
     weakest = min(results["test"]["per_class"], key=lambda row: row["f1"])
-    assert f"weakest on the test: {weakest['label']} F1 {weakest['f1']:.3f}" in table
+    assert f"weakest classes on the test: {weakest['label']} F1 {weakest['f1']:.3f}" in table
     assert "shift" not in table
     with_shift = results_table(results | {"shift": results["test"]})
     assert with_shift.count("\nshift ") == 1
-    assert "test to shift, F1: " in with_shift
+    assert "F1 from test to shift: " in with_shift
 
 
 def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_script):

@@ -70,10 +70,10 @@ def test_the_generator_draws_the_pictures_that_are_here(tmp_path):
 def test_the_demo_prints_one_table_in_which_transfer_beats_scratch():
     done = subprocess.run([sys.executable, SAMPLE / "demo.py"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    table = done.stdout[done.stdout.index("test macro F1 (95 %)") :]
+    table = done.stdout[done.stdout.index("test macro F1 (95% CI)") :]
     for strategy in ("training from scratch", "feature extraction", "fine-tuning", "LoRA"):
         assert table.count(f"\n{strategy} ") == 1
-    assert "the fine-tuned model says" in table and "What to try next" in table
+    assert "the fine-tuned model predicts" in table and "Next steps" in table
     compared = compare(
         read_candidates([ROOT / f"runs/sample-{name}" for name in ("scratch", "head", "finetune", "lora")])
     )

@@ -78,7 +78,7 @@ def test_finetuning_leaves_a_whole_run_folder_that_pipeline_serves(
     head_only = 16 * 3 + 3
     assert (results["training"]["trainable_parameters"] == head_only) == (layers == "head")
     assert out.count("epoch ") == 2 and "settings: strategy=" in out and "forecast: about" in out
-    assert "weakest on the test" in out
+    assert "weakest classes on the test" in out
 
 
 def test_lora_leaves_merged_weights_and_an_adapter_with_labels(photos, tiny_vit, tmp_path, run_script):

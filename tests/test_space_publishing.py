@@ -60,7 +60,7 @@ def test_the_space_names_the_model_and_the_commit_that_was_checked(run, client, 
     card = space.files["README.md"].content.decode()
     assert re.search(r"^models:\n- user/leaves$", card, re.MULTILINE) and "license: mit" in card
     assert "sdk: gradio" in card and re.search(r"^sdk_version: 6\.\d+\.\d+$", card, re.MULTILINE)
-    assert re.search(rf"its Space runs after \d+ s: {hub.url}/spaces/user/page", said["out"])
+    assert re.search(rf"the Space was running after \d+ s: {hub.url}/spaces/user/page", said["out"])
     # Upright, and nothing of the phone's in it.
     example = hub.repositories["models", "user/leaves"].files["examples/try me.jpg"].content
     with Image.open(io.BytesIO(example)) as photo:
@@ -70,7 +70,7 @@ def test_the_space_names_the_model_and_the_commit_that_was_checked(run, client, 
 def test_it_is_said_to_run_only_when_it_does(run, client, hub):
     client.run("publish", "none", "--repo_id", "user/none", before="import agritransfer.hub.space as s; s.POLL = 0.01")
     said = publish(client, run, "--space", "user/slow")
-    assert "its Space runs after" in said["out"]
+    assert "the Space was running after" in said["out"]
     space = hub.repositories["spaces", "user/slow"]
     space.stages = ["BUILDING", "APP_STARTING"]
     said = publish(client, run, "--space", "user/slow")
@@ -78,9 +78,9 @@ def test_it_is_said_to_run_only_when_it_does(run, client, hub):
     assert sum(request.path.endswith("user/slow/runtime") for request in hub.requests) == 4
     space.stages = ["BUILDING", "BUILD_ERROR"]
     said = publish(client, run, "--space", "user/slow")
-    assert said["code"] == 4 and "runs after" not in said["out"]
+    assert said["code"] == 4 and "running after" not in said["out"]
     assert "its stage is BUILD_ERROR" in said["err"] and "/spaces/user/slow" in said["err"]
-    again = said["err"].split("to try again: ")[1].strip()
+    again = said["err"].split("to retry: ")[1].strip()
     assert again.endswith("--space user/slow") and "--repo_id user/leaves" in again
     assert client.run(*again.split()[3:])["code"] == 0
 

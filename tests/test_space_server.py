@@ -45,7 +45,7 @@ def test_one_photo_by_upload_and_in_the_request(space):
         assert status == 200
         assert list(told) == ["schema", "verdict", "sentence", "answers", "advice", "model"]
         assert (told["verdict"], told["advice"]) == ("answer", [])
-        assert told["sentence"] == "This looks like angular leaf spot (98 %)."
+        assert told["sentence"] == "This looks like angular leaf spot (98%)."
         assert told["model"] == {"name": "sample", "revision": None}
         first = told["answers"][0]
         assert first == {"label": "angular_leaf_spot", "crop": "", "condition": "angular leaf spot"} | {
@@ -67,8 +67,11 @@ def test_many_photos_keep_their_names_and_a_broken_one_stops_nothing(space):
     assert [(row["file"], row["verdict"]) for row in told] == [
         *(("a.jpg", "answer"), ("b.jpg", "broken"), ("c.jpg", "unknown"))
     ]
-    assert "not a whole photo" in told[1]["reason"] and told[0]["answers"][0]["label"] == "angular_leaf_spot"
-    assert space.call("diagnose_batch", [space.upload(GOOD)] * 51) == (500, "At most 50 photos at once. Choose fewer.")
+    assert "not a complete photo" in told[1]["reason"] and told[0]["answers"][0]["label"] == "angular_leaf_spot"
+    assert space.call("diagnose_batch", [space.upload(GOOD)] * 51) == (
+        500,
+        "You can send at most 50 photos at once. Choose fewer.",
+    )
     assert space.call("diagnose_batch", []) == (500, "Choose a photo first.")
 
 
@@ -107,7 +110,7 @@ def test_an_mcp_client_lists_and_calls_the_tools(space):
 
     tools, told = asyncio.run(ask())
     assert set(tools) == {"diagnose", "diagnose_batch", "labels"}
-    assert "not to be trusted" in tools["diagnose"].description
+    assert "should not be trusted" in tools["diagnose"].description
     assert "photo" in tools["diagnose"].inputSchema["properties"]
     assert told["verdict"] == "answer" and told["answers"][0]["label"] == "angular_leaf_spot"
 
@@ -125,7 +128,7 @@ def test_hostile_requests_get_a_reason_and_the_next_photo_the_right_answer(space
     bomb, garbage = encoded(Image.new("L", (30_000, 30_000)), "PNG"), os.urandom(5000)
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
     torn = GOOD[:2000]
-    no_photo, too_large = "not a whole photo", "over 40 million pixels"
+    no_photo, too_large = "not a complete photo", "more than 40 million pixels"
     refused = {
         "bomb": (data_url(bomb, "image/png"), 500, too_large),
         "bomb, uploaded": (space.upload(bomb, "bomb.png"), 500, too_large),
@@ -140,12 +143,12 @@ def test_hostile_requests_get_a_reason_and_the_next_photo_the_right_answer(space
         "text": ("leaf.jpg", 500, "validation error"),
         "a file of the server's": (file_of("/etc/passwd"), 500, "was not uploaded"),
         "a way out of the folder": (file_of(f"{space.log.parent}/uploads/../space.log"), 500, "was not uploaded"),
-        "an address of the server's": (file_of(f"{space.url}/config"), 400, "an address is not followed"),
-        "an address outside": (file_of("https://example.org/leaf.jpg"), 400, "an address is not followed"),
-        "a file's address": (file_of("file:///etc/passwd"), 400, "an address is not followed"),
-        "an address as url": ({"url": f"{space.url}/config"}, 500, "an address or a path is not followed"),
+        "an address of the server's": (file_of(f"{space.url}/config"), 400, "photo addresses are not accepted"),
+        "an address outside": (file_of("https://example.org/leaf.jpg"), 400, "photo addresses are not accepted"),
+        "a file's address": (file_of("file:///etc/passwd"), 400, "photo addresses are not accepted"),
+        "an address as url": ({"url": f"{space.url}/config"}, 500, "web addresses and file paths are not accepted"),
         "17 MB in the request": ({"url": "data:image/jpeg;base64," + "A" * 17_000_000}, 413, "at most 12 MB"),
-        "12.1 MB in the request": (data_url(b"\xff\xd8\xff" + bytes(12_000_000)), 500, "over 12 MB"),
+        "12.1 MB in the request": (data_url(b"\xff\xd8\xff" + bytes(12_000_000)), 500, "larger than 12 MB"),
     }
     space.call("diagnose", data_url(GOOD))
     before = space.memory()
@@ -243,7 +246,7 @@ def test_a_correction_reaches_the_private_data_set_bare_and_can_be_trained_on(wi
     exif[0x0112], exif[0x010F], exif[0x8825] = 6, "maker of a phone", {1: "N", 2: (1.0, 2.0, 3.0)}
     with Image.open(ANSWER) as leaf:
         photo = encoded(leaf.resize((3000, 2400)), "JPEG", exif=exif)
-    assert "Choose first what it is" in correct(with_feedback, with_feedback.upload(photo), None)
+    assert "Choose the correct label first" in correct(with_feedback, with_feedback.upload(photo), None)
     assert "Choose a photo first" in correct(with_feedback, None, "rust")
     repository = hub.repositories["datasets", "user/corrections"]
     assert repository.private and list(repository.files) == [".gitattributes"]

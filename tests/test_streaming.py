@@ -291,9 +291,7 @@ def test_a_streamed_run_leaves_what_every_run_leaves(parquet, tiny_vit, tmp_path
     assert (results["training"]["steps"], results["training"]["epochs"]) == (6, 2)
     assert len((run / "splits.csv").read_text().splitlines()) == 1 + 24
     card = str(model_card(results, "u/m", [], licence=None, base_licence=None, adapter_fits_base=True))
-    assert (
-        "copies of them among the photos to be scored were not looked for" in card and "| blight | 8 | 4 | 4 |" in card
-    )
+    assert "not checked for copies of validation or test photos" in card and "| blight | 8 | 4 | 4 |" in card
     # The same command on a finished run prints its results; on an unfinished one with other shards it is refused.
     assert "is finished" in run_script("train_finetune.py", *flags, "--class_weights", "balanced")[1]
     (run / "results.json").unlink()
@@ -432,6 +430,6 @@ def test_photos_of_the_hub_are_trained_on_without_a_copy_of_them_and_the_run_is_
     kept = [path for path in Path(client.home).rglob("*") if path.is_file() and b"train-0-0" in path.read_bytes()]
     assert not kept
     published = client.run("publish", tmp_path / "leaves", "--repo_id", "user/model")
-    assert published["code"] == 0 and "published and checked" in published["out"], published["err"]
+    assert published["code"] == 0 and "published and verified" in published["out"], published["err"]
     exported = client.run("export", tmp_path / "tars")
     assert exported["code"] == 0, exported["err"]

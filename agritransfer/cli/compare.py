@@ -1,11 +1,13 @@
-"""Train the course's strategies on one split with one budget, and say which to use here and how sure that is.
+"""Train all strategies on the same split with the same budget and recommend one, with its uncertainty.
 
-    python -m agritransfer compare photos --model_name_or_path facebook/dinov2-small --seeds 3 --budget_epochs 10
-    python -m agritransfer compare photos --model_name_or_path facebook/dinov2-small --shift_dataset_name field_photos
+    python -m agritransfer compare photos --model_name_or_path facebook/dinov2-small
+    python -m agritransfer compare photos --model_name_or_path facebook/dinov2-small \\
+        --seeds 5 --budget_epochs 20 --shift_dataset_name field_photos
     python -m agritransfer compare --runs runs/*
 
-Each run is a call of a training script, whose other flags may follow; a flag of one strategy, such as --lora_r, goes to
-that one. Stopped and started again, it keeps the finished runs. --runs trains nothing and compares what is there.
+Each run calls a training script. Further flags are passed on to the scripts; a flag that only one
+strategy has, such as --lora_r, goes to that strategy. Interrupted? Rerun the same command: finished
+runs are kept. --runs trains nothing and compares existing runs.
 """
 
 import argparse
@@ -23,19 +25,43 @@ SCRIPTS = Path(__file__).parent.parent.parent
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument("dataset", nargs="?", help="Hub id or folder, as --dataset_name of the training scripts")
-    parser.add_argument("--model_name_or_path", help="the pretrained model; not needed for --strategies scratch")
-    parser.add_argument("--strategies", nargs="+", choices=sorted(STRATEGIES), default=list(STRATEGIES), metavar="S")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each strategy; their spread is in the intervals")
-    parser.add_argument("--budget_epochs", type=int, default=10, help="passes over the photos; a solved head takes one")
-    parser.add_argument("--shift_dataset_name", help="a second test set with the same labels, such as field photos")
-    parser.add_argument("--source_dataset_name", help="photos of the backbone's source task, to measure forgetting by")
-    parser.add_argument("--output_dir", type=Path, help="where runs and report go; runs/compare-DATASET by default")
-    parser.add_argument("--runs", nargs="+", type=Path, help="finished runs to compare, in place of training any")
+    parser.add_argument(
+        "dataset", nargs="?", help="Hub dataset ID or folder, as for --dataset_name of the training scripts"
+    )
+    parser.add_argument("--model_name_or_path", help="Hub ID or folder of the pretrained model")
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        choices=sorted(STRATEGIES),
+        default=list(STRATEGIES),
+        metavar="STRATEGY",
+        help="strategies to compare",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each strategy, each with its own seed")
+    parser.add_argument(
+        "--budget_epochs",
+        type=int,
+        default=10,
+        help="epochs of each run; feature extraction needs one pass",
+    )
+    parser.add_argument("--shift_dataset_name", help="second test set with the same labels, such as field photos")
+    parser.add_argument(
+        "--source_dataset_name",
+        help="photos of another task, such as the one the backbone was pretrained on, to measure forgetting",
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the runs and the report; by default runs/compare-DATASET",
+    )
+    parser.add_argument(
+        "--runs", nargs="+", type=Path, metavar="RUN", help="compare these finished runs and train nothing"
+    )
 
 
 def run(arguments: argparse.Namespace, training_flags: list[str]) -> int:
-    """Train what is missing, compare, write the report, print table and advice; returns the exit code."""
+    """Train the missing runs, compare, write the report, print table and recommendation; returns the exit code."""
     _check(arguments, training_flags)
     if arguments.runs is not None:
         folders, output = _finished(arguments.runs), arguments.output_dir or Path("runs/comparison")
@@ -53,15 +79,15 @@ def run(arguments: argparse.Namespace, training_flags: list[str]) -> int:
     if arguments.source_dataset_name is not None:
         comparison["forgetting"] = measure_forgetting(candidates, load_splits(arguments.source_dataset_name))
     write_report(output, comparison)
-    print(f"\n{comparison_table(comparison)}\n\n{recommendation(comparison)}\n\nwritten to {output}: report.html")
+    print(f"\n{comparison_table(comparison)}\n\n{recommendation(comparison)}\n\nreport: {output / 'report.html'}")
     return 0
 
 
 def _check(arguments: argparse.Namespace, training_flags: list[str]) -> None:
     if (arguments.runs is None) == (arguments.dataset is None):
-        raise UsageError("give either a data set to train on, or --runs with finished runs")
+        raise UsageError("give either a dataset to train on, or --runs with finished runs")
     if arguments.runs is not None and training_flags:
-        raise UsageError(f"unknown flag {training_flags[0]}; --runs trains nothing, so no training flag fits")
+        raise UsageError(f"unknown flag {training_flags[0]}; --runs trains nothing, so training flags cannot be used")
     if (
         arguments.dataset is not None
         and arguments.model_name_or_path is None
@@ -70,24 +96,24 @@ def _check(arguments: argparse.Namespace, training_flags: list[str]) -> None:
         raise UsageError("--model_name_or_path is missing; try --model_name_or_path sample/vit")
     for name in ("seeds", "budget_epochs"):
         if (value := getattr(arguments, name)) < 1:
-            raise UsageError(f"--{name} begins at 1; found {value}")
+            raise UsageError(f"--{name} must be at least 1; found {value}")
     for flag in ("--seed", "--num_train_epochs", "--train_layers", "--restart"):
         if flag in training_flags:
-            raise UsageError(f"{flag} is set by compare itself; see --seeds, --budget_epochs and --strategies")
+            raise UsageError(f"compare sets {flag} itself; use --seeds, --budget_epochs or --strategies")
 
 
 def _finished(folders: list[Path]) -> list[Path]:
     finished = [folder for folder in folders if (folder / "results.json").is_file()]
     if not finished:
-        raise UsageError(f"no finished run in --runs {folders[0]}; a finished run holds results.json")
+        raise UsageError(f"--runs {folders[0]} holds no finished run; a finished run has results.json")
     if others := [str(folder) for folder in folders if folder not in finished]:
-        print(f"left out, no finished runs: {', '.join(others)}")
+        print(f"skipped, not finished runs: {', '.join(others)}")
     return finished
 
 
 def _train(arguments: argparse.Namespace, training_flags: list[str], output: Path) -> tuple[list[Path], int]:
-    """Run what is not finished yet; gives the folders of all runs, and the exit code of one that failed, or 0."""
-    # All strategies of a seed before the next one, so that a stopped comparison is an even one.
+    """Train the runs that are not finished; returns the folders of all runs and the exit code of a failed one, or 0."""
+    # All strategies of one seed before the next seed, so that an interrupted comparison is balanced.
     planned = [(strategy, seed) for seed in range(arguments.seeds) for strategy in dict.fromkeys(arguments.strategies)]
     folders = [output / f"{strategy}-seed{seed}" for strategy, seed in planned]
     output.mkdir(parents=True, exist_ok=True)
@@ -95,7 +121,7 @@ def _train(arguments: argparse.Namespace, training_flags: list[str], output: Pat
         command = _command(arguments, strategy, seed, folder, training_flags)
         if (folder / "results.json").is_file():
             _check_same_command(folder, command)
-            print(f"{number}/{len(planned)} {folder.name}: finished before, kept", flush=True)
+            print(f"{number}/{len(planned)} {folder.name}: already finished", flush=True)
             continue
         print(f"{number}/{len(planned)} {folder.name}: {shlex.join(['python', *command])}", flush=True)
         code = _run_script(command + (["--restart"] if folder.exists() else []), output / f"{folder.name}.log")
@@ -120,13 +146,13 @@ def _command(
 
 
 def _flags_for(strategy: str, training_flags: list[str]) -> list[str]:
-    """The flags that this strategy's script knows: all but those that are another strategy's own."""
+    """The flags that this strategy's script knows: all but those that only other strategies have."""
     own = {name for other in STRATEGIES.values() for name in other.arguments.__dataclass_fields__}
     foreign = own - set(STRATEGIES[strategy].arguments.__dataclass_fields__)
     kept, keeping = [], True
     for word in training_flags:
         if word.startswith("--"):
-            keeping = word[2:].split("=")[0] not in foreign
+            keeping = word[2:].split("=")[0].replace("-", "_") not in foreign
         kept += [word] if keeping else []
     return kept
 
@@ -134,17 +160,17 @@ def _flags_for(strategy: str, training_flags: list[str]) -> list[str]:
 def _check_same_command(folder: Path, command: list[str]) -> None:
     done = json.loads((folder / "results.json").read_text(encoding="utf-8"))["command"]
     if [word for word in shlex.split(done)[1:] if word != "--restart"] != command:
-        raise UsageError(f"{folder} holds a run with other flags; choose another --output_dir, or remove that folder")
+        raise UsageError(f"{folder} holds a run with other flags; choose another --output_dir or delete that folder")
 
 
 def _run_script(command: list[str], log: Path) -> int:
-    """Run a training script, what it prints in a file of its own; of a failure the last line is repeated."""
+    """Run a training script with its output in a log file; if it fails, the last line of the log is printed."""
     with log.open("w", encoding="utf-8") as file:
         script = [sys.executable, str(SCRIPTS / command[0]), *command[1:]]
         code = subprocess.run(script, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
-        last = (log.read_text(encoding="utf-8").strip() or "it printed nothing").splitlines()[-1]
-        print(f"agritransfer compare: error: {last} (all of it: {log})", file=sys.stderr)
+        last = (log.read_text(encoding="utf-8").strip() or "no output").splitlines()[-1]
+        print(f"agritransfer compare: error: {last} (full log: {log})", file=sys.stderr)
     return code
 
 

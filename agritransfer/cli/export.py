@@ -1,25 +1,31 @@
-"""Turn a finished run into ONNX files that answer without torch, checked on the run's validation photos.
+"""Export a finished run to ONNX and check the files on its validation photos.
 
     python -m agritransfer export runs/NAME
     python -m agritransfer export runs/NAME --photos 500
 
-It writes runs/NAME/onnx/: model.onnx; model_quantized.onnx, 8-bit integers, in the fastest form that gives at least
-99 % of torch's answers and loses at most 0.3 points of accuracy; export.json with what was measured. Start it where
-the run was trained: the photos are looked for under the name that they had then.
+The files are written to runs/NAME/onnx/ and run without torch:
+    model.onnx            the model in 32-bit floating point
+    model_quantized.onnx  the model in 8 bits, in the fastest form that agrees with torch on at
+                          least 99% of the photos and loses at most 0.3 points of accuracy
+    export.json           the measurements
+
+Run it where the run was trained, since it reads the photos from the same place.
 """
 
 import argparse
 from pathlib import Path
 
+from agritransfer.wording import counted
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("--photos", type=int, help="check on this many validation photos at most")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--photos", type=int, help="check on at most N validation photos")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, print what was measured; returns 0."""
+    """Export and print the measurements; returns 0."""
     from agritransfer.hub.export.onnx import export_onnx
 
     print(_table(arguments.run, export_onnx(arguments.run, arguments.photos)))
@@ -27,23 +33,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _table(folder: Path, exported: dict) -> str:
-    lines = ["", f"{'':<22}{'MB':>7}{'accuracy':>10}{'same answers':>14}{'logits differ by':>18}"]
+    lines = ["", f"{'':<22}{'MB':>7}{'accuracy':>10}{'agreement':>14}{'max logit diff.':>18}"]
     lines.append(f"{'torch':<29}{exported['torch']['accuracy']:>10.3f}")
     lines.append(_row("model.onnx", exported["model"]))
     tried = exported["model_quantized"]["tried"]
     lines += [_row(f"8 bits, {facts['method']}", facts) for facts in tried]
-    lines += [f"8 bits, {facts['method']}: not written, {facts['reason']}" for facts in tried if facts["reason"]]
+    lines += [f"8 bits, {facts['method']}: not written because {facts['reason']}" for facts in tried if facts["reason"]]
     evidence = exported["evidence"]
     test = evidence["deletion_test"]
-    fall = "hiding its hottest tenth lowers the class by {hottest:.2f}, a random tenth by {random:.2f}"
+    fall = "hiding the top tenth of the image lowers the logit by {hottest:.2f}, a random tenth by {random:.2f}"
     lines.append(f"evidence: {evidence['method']}; {fall.format(**test['logit_fall'])}")
     if not test["passed"]:
-        lines.append("that is no more than chance: do not show this evidence as a reason for the answer")
+        lines.append("this evidence is no better than chance: do not show it as an explanation")
     reduced = exported["reduced_decoding"]
-    alike = f"{reduced['agreement']:.1%} of {reduced['photos']} photos of a phone's size answered alike"
-    served = "the Space may do so" if reduced["passed"] else "the Space decodes them whole"
-    lines.append(f"decoded at a part of their size, {alike}: {served}")
-    lines.append(f"checked on {exported['photos']} validation photos; {exported['seconds']:.0f} s")
+    alike = f"the same answer for {reduced['agreement']:.1%} of {counted(reduced['photos'], 'phone-size photo')}"
+    served = "the Space uses it" if reduced["passed"] else "the Space decodes at full size"
+    lines.append(f"decoding at reduced size: {alike}; {served}")
+    lines.append(f"checked on {counted(exported['photos'], 'validation photo')} in {exported['seconds']:.0f} s")
     lines.append(f"written to {folder / 'onnx'}")
     return "\n".join(lines)
 

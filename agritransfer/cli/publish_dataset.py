@@ -1,9 +1,9 @@
-"""Publish a set of photos on the Hub as parquet, with its splits, label names, a card and what the audit found.
+"""Publish a photo dataset on the Hub as Parquet, with its splits, labels, audit and dataset card.
 
     python -m agritransfer publish-dataset photos --repo_id user/leaves
 
-A run on user/leaves has the same splits and the same fingerprint as one on the folder. Broken photos and leaked ones
-are left out and counted. Exit code 0; 4 when the Hub does not have it in the end: the same command tries again.
+A run on user/leaves has the same splits and fingerprint as a run on the folder. Broken and leaked
+photos are skipped and counted. Exit code 0 on success; 4 on failure: rerun the same command to retry.
 """
 
 import argparse
@@ -13,24 +13,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     from agritransfer.cli.publish import yes_or_no
 
-    parser.add_argument("dataset", help="a folder, or a Hub id, as --dataset_name of the training scripts")
-    parser.add_argument("--repo_id", required=True, help="where to: user/name or organisation/name")
+    parser.add_argument("dataset", help="folder or Hub dataset ID, as for --dataset_name of the training scripts")
     parser.add_argument(
-        "--hub_private_repo", type=yes_or_no, default=True, help="false opens it to all (default: true)"
+        "--repo_id", required=True, metavar="REPO", help="Hub repository: user/name or organization/name"
     )
-    parser.add_argument("--license", help="licence of the photos, such as cc-by-4.0")
-    parser.add_argument("--validation_fraction", type=float, default=0.15, help="where the data has no such split")
-    parser.add_argument("--test_fraction", type=float, default=0.15, help="where the data has no such split")
-    parser.add_argument("--split_seed", type=int, default=0, help="seed of the cut, as in the training scripts")
-    parser.add_argument("--group_column_name", help="column of what must stay in one split, such as the plant")
-    parser.add_argument("--group_pattern", help="the same from file names, a regular expression")
     parser.add_argument(
-        "--on_broken", choices=("stop", "skip"), default="stop", help="leave broken photos out, or stop"
+        "--hub_private_repo",
+        type=yes_or_no,
+        default=True,
+        metavar="true|false",
+        help="whether the repository is private (default: true)",
+    )
+    parser.add_argument("--license", help="license of the photos, such as cc-by-4.0")
+    parser.add_argument(
+        "--validation_fraction", type=float, default=0.15, help="used if the dataset has no validation split"
+    )
+    parser.add_argument("--test_fraction", type=float, default=0.15, help="used if the dataset has no test split")
+    parser.add_argument("--split_seed", type=int, default=0, help="random seed of the split")
+    parser.add_argument(
+        "--group_column_name", help="column of the group, such as the plant, that must not be divided between splits"
+    )
+    parser.add_argument("--group_pattern", help="regular expression that finds the group in the file name")
+    parser.add_argument(
+        "--on_broken", choices=("stop", "skip"), default="stop", help="what to do with photos that cannot be decoded"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Publish and check; returns 0."""
+    """Publish and verify the dataset; returns 0."""
     from pathlib import Path
 
     from agritransfer.data.dataset import counts_table, load_splits
@@ -52,6 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         published = publish_dataset(splits, repo_id, arguments.license, arguments.hub_private_repo)
     except PublishError as error:
-        raise PublishError(f"not published: {error}; the same command tries again") from error
-    print("published and checked: {url} ({tag}, {commit}); fingerprint {fingerprint}".format(**published))
+        raise PublishError(f"not published: {error}; rerun the same command to retry") from error
+    print("published and verified: {url} ({tag}, {commit}); fingerprint {fingerprint}".format(**published))
     return 0

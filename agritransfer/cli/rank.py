@@ -1,42 +1,45 @@
-"""Rank pretrained networks on your photos before any training: LogME, nearest neighbours and a linear probe.
+"""Rank pretrained backbones on your photos before any training: LogME, nearest neighbors and a linear probe.
 
-    python -m agritransfer rank photos --models facebook/dinov2-small microsoft/resnet-50 timm/vit_tiny_patch16_224
+    python -m agritransfer rank photos --models facebook/dinov2-small microsoft/resnet-50
 
-The networks stay frozen. The probe learns from the train photos and is scored on the validation photos; the test stays
-unseen. With --runs, finished runs of these networks, it says how well its order agrees with theirs.
+The backbones stay frozen. The probe is fitted on the training photos and scored on the validation
+photos; the test photos are not used. With --runs, the ranking is compared with the test scores of
+finished runs that started from these backbones.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-SCORES = {"probe_macro_f1": "linear probe", "knn_accuracy": "neighbours", "logme": "LogME"}
+from agritransfer.wording import counted
+
+SCORES = {"probe_macro_f1": "linear probe", "knn_accuracy": "neighbors", "logme": "LogME"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument("dataset", help="Hub id or folder, as --dataset_name of the training scripts")
-    parser.add_argument("--models", nargs="+", required=True, help="Hub ids or folders of pretrained networks")
-    parser.add_argument("--image_size", type=int, help="side of every network's input in pixels")
-    parser.add_argument("--split_seed", type=int, default=0, help="seed of the cut, as in the training scripts")
-    parser.add_argument("--max_train_samples", type=int, help="let the probe learn from this many photos at most")
-    parser.add_argument("--batch_size", type=int, default=64, help="photos of one forward pass")
+    parser.add_argument("dataset", help="Hub dataset ID or folder, as for --dataset_name of the training scripts")
+    parser.add_argument("--models", nargs="+", required=True, metavar="MODEL", help="Hub model IDs or folders")
+    parser.add_argument("--image_size", type=int, help="side of the input in pixels, for every backbone")
+    parser.add_argument("--split_seed", type=int, default=0, help="random seed of the split")
+    parser.add_argument("--max_train_samples", type=int, help="fit the probe on at most N photos")
+    parser.add_argument("--batch_size", type=int, default=64, help="photos per forward pass")
     parser.add_argument(
-        "--runs", nargs="+", type=Path, default=[], help="finished runs of these networks to agree with"
+        "--runs", nargs="+", type=Path, default=[], metavar="RUN", help="finished runs to compare the ranking with"
     )
-    parser.add_argument("--output", type=Path, help="where to write the rows as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the ranking as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Rank, print the table; returns 0."""
+    """Rank the backbones and print the table; returns 0."""
     from agritransfer.data.dataset import load_splits
     from agritransfer.errors import UsageError
     from agritransfer.evaluation.backbone_ranking import rank_backbones
 
     if len(set(arguments.models)) < 2:
-        raise UsageError("--models needs at least two networks to rank")
+        raise UsageError("--models needs at least two different backbones")
     if arguments.output is not None and not arguments.output.parent.is_dir():
-        raise UsageError(f"there is no folder '{arguments.output.parent}' for --output; make it first")
+        raise UsageError(f"the folder '{arguments.output.parent}' of --output does not exist; create it first")
     splits = load_splits(
         arguments.dataset, split_seed=arguments.split_seed, max_train_samples=arguments.max_train_samples
     )
@@ -46,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         splits,
         arguments.image_size,
         arguments.batch_size,
-        report=lambda row: print(f"{row['model']}: looked at in {row['seconds']:.0f} s", flush=True),
+        report=lambda row: print(f"{row['model']}: scored in {row['seconds']:.0f} s", flush=True),
     )
     for row in rows:
         row["test_macro_f1"] = trained.get(_last_part(row["model"]))
@@ -63,7 +66,7 @@ def _last_part(name: str) -> str:
 
 
 def _scores_after_training(runs: list[Path], splits) -> dict[str, float]:
-    """The mean test macro F1 of the runs of each network."""
+    """The mean test macro F1 of the runs of each backbone."""
     import numpy as np
 
     from agritransfer.errors import DataError, UsageError
@@ -72,10 +75,10 @@ def _scores_after_training(runs: list[Path], splits) -> dict[str, float]:
     scores: dict[str, list[float]] = {}
     for run_folder in runs:
         if not (run_folder / "results.json").is_file():
-            raise UsageError(f"'{run_folder}' is no finished run; leave it out of --runs")
+            raise UsageError(f"'{run_folder}' is not a finished run; remove it from --runs")
         results = read_results(run_folder)
         if results["dataset"]["fingerprint"] != splits.fingerprint:
-            raise DataError(f"'{run_folder}' was trained on other photos than '{splits.name}'; leave it out of --runs")
+            raise DataError(f"'{run_folder}' was not trained on the photos of '{splits.name}'; remove it from --runs")
         if results["base_model"] is not None:
             scores.setdefault(_last_part(results["base_model"]["name"]), []).append(results["test"]["macro_f1"])
     return {name: float(np.mean(values)) for name, values in scores.items()}
@@ -84,7 +87,7 @@ def _scores_after_training(runs: list[Path], splits) -> dict[str, float]:
 def _table(rows: list[dict], train: int, validation: int) -> str:
     width = max(len(_last_part(row["model"])) for row in rows) + 2
     titles = (
-        f"{'network':<{width}}{'linear probe':>13}{'neighbours':>12}{'LogME':>9}{'photos/s':>10}{'weights':>9}{'MB':>7}"
+        f"{'backbone':<{width}}{'linear probe':>13}{'neighbors':>12}{'LogME':>9}{'photos/s':>10}{'weights':>9}{'MB':>7}"
     )
     lines = ["", titles + ("   after training" if any(row["test_macro_f1"] is not None for row in rows) else "")]
     for row in rows:
@@ -96,8 +99,8 @@ def _table(rows: list[dict], train: int, validation: int) -> str:
         )
     seconds = sum(row["seconds"] for row in rows)
     lines.append(
-        f"probe (macro F1) and neighbours (accuracy) on {validation} validation photos, "
-        f"learned from {train} train photos; {seconds:.0f} s in all"
+        f"linear probe (macro F1) and neighbors (accuracy): fitted on {counted(train, 'training photo')}, "
+        f"scored on {counted(validation, 'validation photo')}; {seconds:.0f} s in total"
     )
     return "\n".join(lines)
 
@@ -109,9 +112,9 @@ def _agreement(rows: list[dict]) -> str:
     known = [row for row in rows if row["test_macro_f1"] is not None]
     if len(known) < 3:
         raise UsageError(
-            f"--runs holds runs of {len(known)} of these networks; an order to agree with needs at least 3"
+            f"--runs holds runs of {len(known)} of these backbones; a comparison of rankings needs at least 3"
         )
-    lines = [f"agreement with the order after training, {len(known)} networks, Kendall's tau (95 %):"]
+    lines = [f"agreement with the ranking after training, {len(known)} backbones, Kendall's tau (95% interval):"]
     for score, title in SCORES.items():
         tau, (low, high) = order_agreement([row[score] for row in known], [row["test_macro_f1"] for row in known])
         lines.append(f"  {title:<13}{tau:+.2f} [{low:+.2f}, {high:+.2f}]")

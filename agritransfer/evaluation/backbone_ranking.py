@@ -1,4 +1,4 @@
-"""Which backbone suits these photos, before any training?"""
+"""Which backbone suits these photos best, judged before any training?"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from agritransfer.models.loading import load_pretrained, load_processor
 
 
 def log_me(features: np.ndarray, labels: np.ndarray) -> float:
-    """Mean log evidence a photo of a Bayesian linear model of each label, features (photos, width).
+    """Mean log evidence per photo of a Bayesian linear model of each label, features (photos, width).
 
     LogME (You et al., ICML 2021) with the fixed-point iteration of its journal version (2022); higher is better.
     """
@@ -34,7 +34,7 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _log_evidence(energy: np.ndarray, projected: np.ndarray, outside: float, count: int, width: int) -> float:
-    """The log evidence where it is largest over the precisions of weights (alpha) and of noise (beta)."""
+    """The log evidence, maximized over the precisions of the weights (alpha) and of the noise (beta)."""
     alpha = beta = 1.0
     for _ in range(200):
         shrunk = beta * energy + alpha
@@ -60,16 +60,16 @@ def rank_backbones(
     batch_size: int,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """What the frozen features of each network tell of these photos, the best linear probe first.
+    """Score the frozen features of each backbone on these photos; the best linear probe comes first.
 
-    Probe and neighbours learn from the train photos and are scored on the validation photos; LogME sees the train
-    photos; the test stays unseen. `report` is given each row as soon as it is there.
+    Probe and nearest neighbors are fitted on the training photos and scored on the validation photos; LogME uses the
+    training photos; the test photos are not used. `report` is called with each row as soon as it is ready.
     """
     rows = []
     for name in names:
         rows.append(_probe_backbone(name, splits, image_size, batch_size))
         report(rows[-1])
-    # The probe is what feature extraction would reach, on the scale of the final score; LogME's is of its own.
+    # The probe estimates what feature extraction would reach, on the scale of the final score; LogME does not.
     return sorted(rows, key=lambda row: (-row["probe_macro_f1"], -row["logme"]))
 
 
@@ -99,15 +99,17 @@ def _probe_backbone(name: str, splits: Splits, image_size: int | None, batch_siz
 
 
 def order_agreement(before: Sequence[float], after: Sequence[float]) -> tuple[float, list[float]]:
-    """Kendall's tau between two scores of the same networks, with a 95 % bootstrap interval over the networks."""
+    """Kendall's tau between two scores of the same backbones, with a 95% bootstrap interval over the backbones."""
     if len(set(before)) < 2 or len(set(after)) < 2 or len(before) < 3:
-        raise UsageError(f"{len(before)} networks with these scores have no order to compare; give at least 3 others")
+        raise UsageError(
+            f"the scores of {len(before)} backbones give no ranking to compare; give at least 3 that differ"
+        )
     before, after = np.array(before), np.array(after)
     random = np.random.default_rng(0)
     taus = []
     while len(taus) < RESAMPLES:
         drawn = random.integers(len(before), size=len(before))
-        # One network drawn again and again has no order.
+        # A sample of one backbone only has no ranking.
         if len(set(before[drawn])) > 1 and len(set(after[drawn])) > 1:
             taus.append(kendalltau(before[drawn], after[drawn]).statistic)
     low, high = np.quantile(taus, [0.025, 0.975])

@@ -1,7 +1,7 @@
-"""Which strategy serves these photos best, and how sure is that?
+"""Which strategy is best for these photos, and how certain is that?
 
-Finished runs on one split are compared photo by photo. Runs of one command that differ by their seed are one candidate,
-and its scores are means over them; intervals are over the photos (or their groups) and over the seeds.
+Finished runs on the same split are compared photo by photo. Runs that differ only in their seed form one candidate, and
+its scores are their means; the intervals cover the photos (or their groups) and the seeds.
 """
 
 import re
@@ -25,14 +25,15 @@ from agritransfer.evaluation.predictions import Predictions, read_predictions
 from agritransfer.evaluation.results import class_drops, read_results
 from agritransfer.models.loading import load_classifier, load_pretrained, load_processor
 from agritransfer.strategies import STRATEGIES
+from agritransfer.wording import counted
 
-# What may differ between two runs of one candidate.
+# Flags that may differ between two runs of one candidate.
 RUN_FLAGS = re.compile(r"--(seed|output_dir|restart)\b")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The runs of one command, one for each seed; all of them scored the same photos."""
+    """The runs of one command, one per seed, all scored on the same photos."""
 
     name: str
     folders: list[Path]
@@ -41,23 +42,23 @@ class Candidate:
 
     @property
     def is_scratch(self) -> bool:
-        """Whether it began with random weights."""
+        """Whether it started from random weights."""
         return not STRATEGIES[self.results[0]["strategy"]].pretrained
 
     def answers(self, split: str) -> np.ndarray:
-        """What each run answered (runs, photos), as label indices."""
+        """The predicted label indices of each run (runs, photos)."""
         return np.stack([predictions.logits.argmax(axis=1) for predictions in self.scored[split]])
 
 
 def read_candidates(folders: Sequence[Path]) -> list[Candidate]:
-    """The finished runs in these folders, gathered by what was trained; scratch first, then as many weights moved.
+    """The finished runs in these folders, grouped by command; scratch first, then by the number of trained weights.
 
-    Raises `UsageError` for what is no finished run and `DataError` where runs have another split or other photos.
+    Raises `UsageError` for a folder without a finished run and `DataError` if splits or photos differ between runs.
     """
     results_of = {}
     for folder in folders:
         if not (folder / "results.json").is_file():
-            raise UsageError(f"'{folder}' is no finished run; finish it, or leave it out of --runs")
+            raise UsageError(f"'{folder}' is not a finished run; finish it or remove it from --runs")
         results_of[folder] = read_results(folder)
     _check_one_split(results_of)
     with_field = _field_is_one(results_of)
@@ -73,7 +74,7 @@ def read_candidates(folders: Sequence[Path]) -> list[Candidate]:
 
 
 def _kind_of(results: dict[str, Any]) -> str:
-    """Strategy and flags of the command, without those that tell the runs of one candidate apart."""
+    """Strategy and flags of the command, without the flags that may differ between the runs of one candidate."""
     kept, skipping = [results["strategy"]], True
     for word in shlex.split(results["command"]):
         if word.startswith("--"):
@@ -84,7 +85,7 @@ def _kind_of(results: dict[str, Any]) -> str:
 
 
 def _names(kinds: list[dict[str, Any]]) -> list[str]:
-    """A name for each kind of run, no longer than it must be to tell it from the others."""
+    """The shortest unique name for each kind of run."""
     strategies = [STRATEGIES[results["strategy"]].title for results in kinds]
     bases = [Path(results["base_model"]["name"]).name if results["base_model"] else "" for results in kinds]
     names = []
@@ -101,13 +102,17 @@ def _check_one_split(results_of: dict[Path, dict[str, Any]]) -> None:
     split = (first / "splits.csv").read_text(encoding="utf-8")
     for folder in others:
         if results_of[folder]["dataset"]["fingerprint"] != results_of[first]["dataset"]["fingerprint"]:
-            raise DataError(f"'{folder}' and '{first}' were trained on other photos; compare runs on the same ones")
+            raise DataError(
+                f"'{folder}' and '{first}' were trained on different photos; compare runs on the same photos"
+            )
         if (folder / "splits.csv").read_text(encoding="utf-8") != split:
-            raise DataError(f"'{folder}' and '{first}' have other splits; train with --splits_file {first}/splits.csv")
+            raise DataError(
+                f"'{folder}' and '{first}' have different splits; train with --splits_file {first}/splits.csv"
+            )
 
 
 def _field_is_one(results_of: dict[Path, dict[str, Any]]) -> bool:
-    """Whether every run has field scores; raises `DataError` where they are of other photos."""
+    """Whether every run has field scores; raises `DataError` if they are of different photos."""
     shifts = {folder: results["shift"] for folder, results in results_of.items() if results["shift"]}
     if len(shifts) < len(results_of):
         return False
@@ -115,7 +120,7 @@ def _field_is_one(results_of: dict[Path, dict[str, Any]]) -> bool:
     for folder in others:
         if (shifts[folder]["name"], shifts[folder]["n"]) != (shifts[first]["name"], shifts[first]["n"]):
             raise DataError(
-                f"'{folder}' and '{first}' were scored on other field photos; compare runs on the same ones"
+                f"'{folder}' and '{first}' were scored on different field photos; compare runs on the same photos"
             )
     return True
 
@@ -130,12 +135,12 @@ def _read_candidate(name: str, folders: list[Path], results: list[dict[str, Any]
 
 
 def compare(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """All that a report tells: rows (one a candidate), gains over scratch, paired tests, drops per class.
+    """The content of the report: one row per candidate, gains over scratch, paired tests, drops per class.
 
-    Raises `UsageError` when there is nothing to compare.
+    Raises `UsageError` if there is nothing to compare.
     """
     if len(candidates) < 2:
-        raise UsageError(f"{len(candidates)} kind of run cannot be compared; give runs of at least two strategies")
+        raise UsageError(f"a comparison needs runs of at least two strategies or settings; found {len(candidates)}")
     first = candidates[0].results[0]
     splits = list(candidates[0].scored)
     return {
@@ -176,7 +181,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
 
 
 def bytes_to_publish(folder: Path) -> int:
-    """Size of the weights that a run asks to be shared: of LoRA, its adapter."""
+    """Size of the weights to publish; for LoRA, of the adapter."""
     adapter = folder / "adapter" / "adapter_model.safetensors"
     return (adapter if adapter.exists() else folder / "model.safetensors").stat().st_size
 
@@ -191,7 +196,7 @@ def _mean_scores(candidate: Candidate, split: str) -> dict[str, Any]:
 
 
 def mean_macro_f1(answers: np.ndarray, truth: np.ndarray, groups: Sequence[str], num_labels: int) -> dict[str, Any]:
-    """Macro F1 as a mean over the runs, with its interval and that of each run; answers (runs, photos)."""
+    """Mean macro F1 over the runs with its interval, and the macro F1 of each run; answers (runs, photos)."""
 
     def mean(drawn: np.ndarray, weights: np.ndarray) -> float:
         return float(np.mean([macro_f1(answers[run], truth, num_labels, weights) for run in drawn]))
@@ -205,7 +210,7 @@ def mean_macro_f1(answers: np.ndarray, truth: np.ndarray, groups: Sequence[str],
 
 
 def _mean_drops(candidate: Candidate) -> list[dict[str, Any]]:
-    """The drop of each class from lab to field in F1, a mean over the seeds, the worst first."""
+    """The drop in F1 of each class from lab to field, averaged over the seeds, largest first."""
     of_class = defaultdict(list)
     for results in candidate.results:
         for drop in class_drops(results):
@@ -218,7 +223,7 @@ def _mean_drops(candidate: Candidate) -> list[dict[str, Any]]:
 
 
 def _pairs(candidates: Sequence[Candidate], splits: Sequence[str]) -> list[dict[str, Any]]:
-    """Every two candidates: the gain of the second over the first, and how likely so large a one is by chance."""
+    """For each pair of candidates, the gain of the second over the first and its p-value."""
     pairs = []
     for first, second in combinations(candidates, 2):
         pair: dict[str, Any] = {"first": first.name, "second": second.name, "over_scratch": first.is_scratch}
@@ -232,7 +237,7 @@ def _pairs(candidates: Sequence[Candidate], splits: Sequence[str]) -> list[dict[
             }
         pairs.append(pair)
     for split in splits:
-        # Many pairs make one of them differ by chance: Benjamini and Hochberg's correction.
+        # Among many pairs some differ by chance: Benjamini-Hochberg correction.
         adjusted = false_discovery_control([pair[split]["p_value"] for pair in pairs])
         for pair, p_value in zip(pairs, adjusted, strict=True):
             pair[split]["p_value_adjusted"] = float(p_value)
@@ -242,7 +247,7 @@ def _pairs(candidates: Sequence[Candidate], splits: Sequence[str]) -> list[dict[
 def gain(
     answers: np.ndarray, of_other: np.ndarray, truth: np.ndarray, groups: Sequence[str], num_labels: int
 ) -> dict[str, Any]:
-    """The gain in macro F1 over another model on the same photos, a mean over the runs, with its paired interval.
+    """The mean gain in macro F1 over another model on the same photos, with its paired interval.
 
     Answers are label indices of shape (runs, photos), truth (photos,).
     """
@@ -265,10 +270,10 @@ def _changes_a_backbone(candidate: Candidate) -> bool:
 
 
 def measure_forgetting(candidates: Sequence[Candidate], source: Splits, batch_size: int = 64) -> dict[str, Any]:
-    """How well a linear probe tells the source photos apart on each backbone before and after the training.
+    """How well a linear probe classifies the source photos on each backbone before and after training.
 
-    The head of the source task is gone after fine-tuning, so that a probe is what both can be asked by. Feature
-    extraction changes no backbone and random weights had none, so they are left out.
+    Fine-tuning replaces the head of the source task, so a probe is what can be compared. Feature extraction leaves the
+    backbone unchanged and training from scratch has none, so both are skipped.
     """
     truth, groups = np.array(source.label_indices("test")), [photo.group for photo in source.of("test")]
     num_labels, before, after = len(source.labels), {}, []
@@ -293,7 +298,7 @@ def measure_forgetting(candidates: Sequence[Candidate], source: Splits, batch_si
         "dataset": source.name,
         "n": len(truth),
         "before": [
-            {"name": f"{Path(name).name}, as pretrained", **mean_macro_f1(answers, truth, groups, num_labels)}
+            {"name": f"{Path(name).name}, pretrained", **mean_macro_f1(answers, truth, groups, num_labels)}
             for name, answers in before.items()
         ],
         "after": after,
@@ -301,42 +306,45 @@ def measure_forgetting(candidates: Sequence[Candidate], source: Splits, batch_si
 
 
 def recommendation(comparison: dict[str, Any]) -> str:
-    """Which strategy to use here and why, in plain words that follow from the numbers, and how sure that is."""
+    """Which strategy to use and why, in plain words derived from the numbers, and how certain that is."""
     split = "shift" if comparison["shift"] else "test"
-    where = "in the field" if split == "shift" else "on the test"
+    where = "on the field photos" if split == "shift" else "on the test photos"
     rows = sorted(comparison["rows"], key=lambda row: -row[split]["macro_f1"])
     best, gains = rows[0], _gains_of(comparison, rows[0]["name"], split)
     equals = [best, *(row for row in rows[1:] if gains[row["name"]]["gain_ci95"][0] <= 0)]
-    # Random weights are advised only where every pretrained strategy is clearly worse.
+    # Random weights are recommended only if every pretrained strategy is clearly worse.
     choices = [row for row in equals if STRATEGIES[row["strategy"]].pretrained] or [best]
     choice = min(choices, key=lambda row: row["trainable_parameters"])
     low, high = choice[split]["macro_f1_ci95"]
     words = [
-        f"Use {choice['name']} here: its macro F1 {where} is {choice[split]['macro_f1']:.3f} [{low:.3f}, {high:.3f}], "
-        f"with {choice['trainable_parameters']:,} weights trained in {choice['seconds']:.0f} s."
+        f"Use {choice['name']}: its macro F1 {where} is {choice[split]['macro_f1']:.3f} [{low:.3f}, {high:.3f}], "
+        f"with {choice['trainable_parameters']:,} trained weights and {choice['seconds']:.0f} s of training."
     ]
     if choice is not best:
         found = gains[choice["name"]]
         words.append(
-            f"{_capital(best['name'])} scores {found['gain']:.3f} more, but the 95 % interval of that, "
+            f"{_capital(best['name'])} scores {found['gain']:.3f} higher, but the 95% interval of the difference, "
             f"[{found['gain_ci95'][0]:+.3f}, {found['gain_ci95'][1]:+.3f}], includes zero, and it trains "
             f"{best['trainable_parameters']:,} weights."
         )
     elif others := [row for row in equals if row is not best]:
         named = _listed([row["name"] for row in others])
-        words.append(f"Its score is the highest, though by no more than chance explains over {named}.")
+        words.append(f"It has the highest score, but its lead over {named} may be due to chance.")
     else:
-        words.append("It is better than every other one by more than chance explains.")
+        words.append("It scores higher than every other strategy, by more than chance explains.")
     if worse := [row for row in rows if row not in equals]:
-        falls = (f"{row['name']} by {gains[row['name']]['gain']:.3f}" for row in worse)
-        words.append(f"Clearly behind {best['name']}: {_listed(list(falls))}.")
+        falls = [
+            f"{row['name']} {'scores ' if row is worse[0] else ''}{gains[row['name']]['gain']:.3f} lower"
+            for row in worse
+        ]
+        words.append(f"{_capital(_listed(falls))} than {best['name']}.")
     words += _transfer_words(comparison, split, where)
     words += [_rule_words(choice, {row["strategy"] for row in rows}), _doubt_words(comparison, split, gains)]
     return " ".join(words)
 
 
 def _gains_of(comparison: dict[str, Any], name: str, split: str) -> dict[str, dict[str, Any]]:
-    """The gain of one candidate over each other one."""
+    """The gain of one candidate over each of the others."""
     gains = {}
     for pair in comparison["pairs"]:
         if pair["second"] == name:
@@ -354,30 +362,37 @@ def _transfer_words(comparison: dict[str, Any], split: str, where: str) -> list[
     negative = [pair["second"] for pair in over_scratch if pair[split]["gain_ci95"][1] < 0]
     positive = [pair["second"] for pair in over_scratch if pair[split]["gain_ci95"][0] > 0]
     if negative:
-        return [f"Negative transfer: worse than random weights {where} is {_listed(negative)}; try another backbone."]
+        better = f"training from scratch scores higher {where} than {_listed(negative)}"
+        return [f"Negative transfer: {better}; try another backbone."]
     if len(positive) == len(over_scratch):
-        return [f"Transfer helps: every pretrained strategy beats random weights {where} by more than chance explains."]
-    helped = f"only for {_listed(positive)}" if positive else "for none of the strategies"
-    return [f"That the pretrained weights help {where} is shown {helped}."]
+        return [f"Transfer helps: every pretrained strategy scores higher {where} than training from scratch."]
+    if positive:
+        return [f"Transfer is shown to help {where} only for {_listed(positive)}."]
+    return [f"No pretrained strategy is shown to score higher {where} than training from scratch."]
 
 
 def _rule_words(choice: dict[str, Any], strategies: set[str]) -> str:
-    """What the course's rule of thumb makes of it."""
-    rule = "The course's rule: similar domain and task, feature extraction; else fine-tune; little compute, LoRA."
+    """What the result means for the course's rule of thumb."""
+    rule = (
+        "The course's rule of thumb: feature extraction if domain and task are similar, fine-tuning otherwise, and "
+        "LoRA if compute is limited."
+    )
     chosen = STRATEGIES[choice["strategy"]]
     if chosen.pretrained and chosen.trains_backbone and "head" not in strategies:
-        return f"{rule} Feature extraction was not among what was compared, so the rule was not put to the test."
+        return f"{rule} Feature extraction was not compared, so the rule cannot be checked here."
     return f"{rule} {chosen.verdict}"
 
 
 def _doubt_words(comparison: dict[str, Any], split: str, gains: dict[str, dict[str, Any]]) -> str:
-    """How small a difference this comparison could have seen."""
+    """How small a difference this comparison could detect."""
     widest = max((found["gain_ci95"][1] - found["gain_ci95"][0]) / 2 for found in gains.values())
     seeds = min(len(row["runs"]) for row in comparison["rows"])
-    luck = "one seed each, so the luck of the seed is not in it" if seeds == 1 else f"{seeds} seeds each"
+    luck = f"{counted(seeds, 'seed')} per strategy" + (
+        ", so variation between seeds is not included" if seeds == 1 else ""
+    )
     return (
-        f"How sure: {comparison['photos'][split]} photos and {luck}; differences below about {widest:.2f} "
-        "cannot be told from chance here."
+        f"Uncertainty: {counted(comparison['photos'][split], 'photo')}, {luck}; differences below about {widest:.2f} "
+        "cannot be distinguished from chance."
     )
 
 

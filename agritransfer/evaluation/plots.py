@@ -1,4 +1,4 @@
-"""What does that look like? Pictures of the scores, the training and the errors, as PNG files."""
+"""How are scores, training curves and errors drawn?"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-# No screen is needed; this must stand before pyplot is loaded.
+# This backend needs no screen.
 matplotlib.use("Agg")
 
 
@@ -34,7 +34,7 @@ plt.rcParams.update(
 
 
 def draw_confusion_matrix(path: Path, matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> None:
-    """Rows are the truth, columns the answers; colours are shares of a row, numbers are photos."""
+    """Rows are true labels, columns predictions; colors show the share of the row, numbers count photos."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.2 + 0.55 * len(labels)
@@ -43,8 +43,8 @@ def draw_confusion_matrix(path: Path, matrix: Sequence[Sequence[int]], labels: S
     ticks = range(len(labels))
     axes.set_xticks(ticks, labels, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, labels)
-    axes.set(xlabel="answer", ylabel="truth", title=title)
-    # Above about 25 classes the numbers would be dust.
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    # With more than about 25 classes the numbers would be illegible.
     if len(labels) <= 25:
         for row, column in np.ndindex(counts.shape):
             ink = "white" if shares[row, column] > 0.6 else (INK if counts[row, column] else "#b9c4bd")
@@ -55,17 +55,17 @@ def draw_confusion_matrix(path: Path, matrix: Sequence[Sequence[int]], labels: S
 
 
 def draw_training_curves(path: Path, log_history: Sequence[dict[str, Any]], best_step: int) -> None:
-    """Losses and validation scores over the epochs, or over the penalties of a solved head; the kept one is marked."""
+    """Losses and validation scores by epoch, or by penalty for a fitted head; the kept weights are marked."""
     along = "penalty" if any("penalty" in entry for entry in log_history) else "epoch"
     log_history = [entry for entry in log_history if along in entry]
     scored = [entry for entry in log_history if "eval_loss" in entry]
     figure, (losses, scores) = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
     marker = "o" if len(scored) < 30 else None
 
-    def draw(axes: plt.Axes, name: str, label: str, colour: str) -> None:
+    def draw(axes: plt.Axes, name: str, label: str, color: str) -> None:
         entries = [entry for entry in log_history if name in entry]
         values = [entry[name] for entry in entries]
-        axes.plot([entry[along] for entry in entries], values, color=colour, label=label, marker=marker, ms=3)
+        axes.plot([entry[along] for entry in entries], values, color=color, label=label, marker=marker, ms=3)
 
     draw(losses, "loss", "training", SOFT)
     draw(losses, "eval_loss", "validation", ACCENT)
@@ -78,7 +78,7 @@ def draw_training_curves(path: Path, log_history: Sequence[dict[str, Any]], best
     scores.set(title="Validation score", ylim=(None, 1.01))
     for axes in (losses, scores):
         if along == "penalty":
-            axes.set(xlabel="C of the solved head, weaker penalty to the right", xscale="log")
+            axes.set(xlabel="C (a weaker penalty to the right)", xscale="log")
         else:
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -88,7 +88,7 @@ def draw_training_curves(path: Path, log_history: Sequence[dict[str, Any]], best
 
 
 def draw_reliability(path: Path, bins_of: Mapping[str, Sequence[tuple[float, float, int]]]) -> None:
-    """How often answers of a confidence are right; bins of (mean confidence, accuracy, photos), the area is photos."""
+    """Accuracy by confidence; bins of (mean confidence, accuracy, photos), drawn with an area that counts photos."""
     figure, grid = plt.subplots(
         1, len(bins_of), figsize=(4.2 * len(bins_of), 4), sharey=True, squeeze=False, constrained_layout=True
     )
@@ -99,12 +99,12 @@ def draw_reliability(path: Path, bins_of: Mapping[str, Sequence[tuple[float, flo
         axes.scatter(sure, right, s=20 + 280 * photos / photos.sum(), color=ACCENT, alpha=0.85, zorder=3, clip_on=False)
         axes.set(title=title, xlabel="confidence", xlim=(0, 1.03), ylim=(0, 1.03), aspect="equal")
         axes.grid(alpha=0.2)
-    grid[0, 0].set_ylabel("share of right answers")
+    grid[0, 0].set_ylabel("accuracy")
     _save(figure, path)
 
 
 def draw_gallery(path: Path, pictures: Sequence[tuple[Image.Image, str, str]], title: str) -> None:
-    """Photos in the order given, each under what is doubted, in red, and what speaks against it, in green."""
+    """Photos in the given order, each below the questioned label in red and the suggested one in green."""
     columns = min(4, max(1, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
     figure, grid = plt.subplots(rows, columns, figsize=(2.5 * columns + 0.4, 2.9 * rows + 0.5), squeeze=False)
@@ -123,27 +123,27 @@ def draw_gallery(path: Path, pictures: Sequence[tuple[Image.Image, str, str]], t
 
 
 def draw_compared_scores(path: Path, scores_of: Mapping[str, Mapping[str, dict[str, Any]]], title: str) -> None:
-    """Macro F1 with its 95 % interval, and each seed as a tick; for each name the scores of `test`, perhaps `shift`."""
+    """Macro F1 with its 95% interval and a tick per seed; for each name, scores of `test` and optionally `shift`."""
     figure, axes = plt.subplots(figsize=(7.5, 1.4 + 0.62 * len(scores_of)), constrained_layout=True)
     for place, scores in enumerate(scores_of.values()):
-        for split, colour, side in (("test", ACCENT, -0.14), ("shift", SOFT, 0.14)):
+        for split, color, side in (("test", ACCENT, -0.14), ("shift", SOFT, 0.14)):
             if split in scores:
                 low, high = scores[split]["macro_f1_ci95"]
-                axes.hlines(place + side, low, high, color=colour, lw=2.5, alpha=0.45)
+                axes.hlines(place + side, low, high, color=color, lw=2.5, alpha=0.45)
                 seeds = scores[split]["macro_f1_of_seeds"]
-                axes.plot(seeds, [place + side] * len(seeds), "|", color=colour, ms=9)
-                label = {"test": "test", "shift": "shift (field)"}[split] if place == 0 else None
-                axes.plot(scores[split]["macro_f1"], place + side, "o", color=colour, ms=6, label=label)
+                axes.plot(seeds, [place + side] * len(seeds), "|", color=color, ms=9)
+                label = {"test": "test", "shift": "field"}[split] if place == 0 else None
+                axes.plot(scores[split]["macro_f1"], place + side, "o", color=color, ms=6, label=label)
     axes.set_yticks(range(len(scores_of)), list(scores_of))
     axes.invert_yaxis()
-    axes.set(xlabel="macro F1: mean, 95 % interval, a tick for each seed", title=title, xlim=(None, 1.01))
+    axes.set(xlabel="macro F1: mean, 95% interval, one tick per seed", title=title, xlim=(None, 1.01))
     axes.grid(axis="x", alpha=0.25)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, path)
 
 
 def draw_costs(path: Path, costs_of: Mapping[str, Mapping[str, float]]) -> None:
-    """A panel for each kind of cost, a bar for each name; every name has the same kinds."""
+    """One panel per kind of cost, one bar per name; all names have the same kinds."""
     kinds = list(next(iter(costs_of.values())))
     figure, panels = plt.subplots(
         1,

@@ -1,4 +1,4 @@
-"""How does a comparison read? One table for the screen, one report in Markdown and HTML with its figures."""
+"""How is a comparison reported? A table on the screen; a report in Markdown and HTML with figures."""
 
 import base64
 import html
@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from agritransfer.evaluation.comparison import recommendation
 from agritransfer.evaluation.plots import draw_compared_scores, draw_costs
 from agritransfer.evaluation.results import interval_text
+from agritransfer.wording import counted
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #20302a; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -27,19 +28,19 @@ code { background: #eef3f0; padding: 0.1rem 0.25rem; font-size: 0.85em; overflow
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
-    """One line a strategy, for the screen: scores with their intervals, the gain over scratch, what it costs."""
+    """One line per strategy, for the screen: scores with intervals, gain over scratch, costs."""
     split = "shift" if comparison["shift"] else "test"
     headings = [
         "",
-        "test macro F1 (95 %)",
-        "gain over scratch (95 %)",
-        "weights trained",
+        "test macro F1 (95% CI)",
+        "gain over scratch (95% CI)",
+        "trained weights",
         "seconds",
         "memory",
-        "publish",
+        "size",
     ]
     if split == "shift":
-        headings.insert(2, "field macro F1 (95 %)")
+        headings.insert(2, "field macro F1 (95% CI)")
         headings[3] = "field gain over scratch"
     gains = {pair["second"]: pair[split] for pair in comparison["pairs"] if pair["over_scratch"]}
     lines = [headings]
@@ -53,8 +54,11 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
     table = ["".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     seeds = sorted({len(row["runs"]) for row in comparison["rows"]})
-    photos = " and ".join(f"{n} {name} photos" for name, n in _photos_of(comparison).items())
-    return "\n".join([*table, f"{photos}; seeds: {' to '.join(map(str, seeds))}; publish: of LoRA, its adapter"])
+    photos = " and ".join(counted(n, f"{name} photo") for name, n in _photos_of(comparison).items())
+    seeds_of_each = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    return "\n".join(
+        [*table, f"{photos}; {seeds_of_each} per strategy; size: of the published weights (LoRA: its adapter)"]
+    )
 
 
 def _photos_of(comparison: dict[str, Any]) -> dict[str, int]:
@@ -67,7 +71,7 @@ def _gain_text(found: dict[str, Any]) -> str:
 
 
 def write_report(folder: Path, comparison: dict[str, Any]) -> None:
-    """Write comparison.json, report.md, report.html (complete in itself) and the figures."""
+    """Write comparison.json, report.md, report.html (self-contained) and the figures."""
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     title = f"{Path(comparison['dataset']['name']).name}, {comparison['photos']['test']} test photos"
@@ -81,10 +85,10 @@ def write_report(folder: Path, comparison: dict[str, Any]) -> None:
 
 def _costs(row: dict[str, Any]) -> dict[str, float]:
     return {
-        "seconds of training": row["seconds"],
+        "training time, s": row["seconds"],
         "peak memory, MB": row["peak_memory_bytes"] / 1e6,
-        "weights trained, M": row["trainable_parameters"] / 1e6,
-        "size to publish, MB": row["bytes_to_publish"] / 1e6,
+        "trained weights, M": row["trainable_parameters"] / 1e6,
+        "published size, MB": row["bytes_to_publish"] / 1e6,
     }
 
 
@@ -102,55 +106,58 @@ def _as_html(text: str, folder: Path) -> str:
 
 
 def report_text(comparison: dict[str, Any]) -> str:
-    """The report as Markdown: what was compared, scores, gains, lab and field, forgetting, costs, which to use."""
+    """The report as Markdown: recommendation, setup, scores, differences, lab to field, forgetting, costs, commands."""
     parts = [
         f"# Which strategy for {Path(comparison['dataset']['name']).name}?",
+        recommendation(comparison),
+        "## Setup",
         _what_was_compared(comparison),
         "## Scores",
         _scores(comparison),
-        "![Macro F1 of each strategy with its interval](figures/scores.png)",
-        "## Who beats whom",
+        "![Macro F1 of each strategy with its 95% interval](figures/scores.png)",
+        "## Pairwise differences",
         _pairs(comparison),
     ]
     if comparison["shift"]:
-        parts += ["## From lab to field, class by class", _class_drops(comparison)]
-    parts += ["## What the backbone forgot", _forgetting(comparison)]
-    parts += ["## What it costs", _cost_table(comparison), "![Costs of each strategy](figures/costs.png)"]
-    parts += ["## Commands", _commands(comparison), "## Which to use here", recommendation(comparison)]
+        parts += ["## From lab to field, by class", _class_drops(comparison)]
+    parts += ["## Forgetting", _forgetting(comparison)]
+    parts += ["## Costs", _cost_table(comparison), "![Costs of each strategy](figures/costs.png)"]
+    parts += ["## Commands", _commands(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
-    # A label may hold the sign that parts the columns.
+    # A label may contain the column separator.
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _what_was_compared(comparison: dict[str, Any]) -> str:
-    # Shards of WebDataset do not tell what they hold.
+    # WebDataset shards do not list their labels.
     counts = {split: sum(of.values()) if of else "streamed" for split, of in comparison["dataset"]["counts"].items()}
     splits = comparison["splits"]
     leakage, broken = splits["leakage"], splits["broken"]
     official = splits["method"] == "official"
-    cut = "the data's own splits" if official else f"{splits['method']} cut, seed {splits['seed']}"
+    cut = "official splits" if official else f"{splits['method']} split, seed {splits['seed']}"
     if leakage["found"] is None:
-        cut += "; the train photos were streamed, and leaked ones not looked for"
+        cut += "; training photos were streamed and not checked for leakage"
     else:
-        cut += f"; {leakage['found']} leaked photos found, {leakage['dropped']} dropped"
-    cut += f"; {broken['skipped']} broken photos left out"
-    unit = "groups of photos (copies of a photo, or what you gave)" if comparison["grouped"] else "photos"
+        cut += f"; {counted(leakage['found'], 'leaked photo')} found, {leakage['dropped']} dropped"
+    cut += f"; {counted(broken['skipped'], 'broken photo')} skipped"
+    unit = "groups of photos (copies of a photo and given groups)" if comparison["grouped"] else "photos"
     field = ""
     if comparison["shift"]:
         field = (
-            f" Field: `{Path(comparison['shift']['name']).name}`, {comparison['shift']['n']} photos, never trained on."
+            f" Field: {counted(comparison['shift']['n'], 'photo')} of `{Path(comparison['shift']['name']).name}`, "
+            "never trained on."
         )
     bases = ", ".join(f"`{Path(name).name}`" for name in comparison["base_models"]) or "none"
     versions = ", ".join(f"{name} {comparison['environment'][name]}" for name in ("torch", "transformers", "peft"))
     return (
-        f"Photos: {counts['train']} train, {counts['validation']} validation, {counts['test']} test ({cut})."
-        f"{field} Labels: {len(comparison['dataset']['labels'])}. Backbone: {bases}. Every run saw the same split. "
-        f"Intervals are 95 %, by a bootstrap over {unit} and over the seeds. "
+        f"Photos: {counts['train']} for training, {counts['validation']} for validation, {counts['test']} for testing "
+        f"({cut}).{field} Labels: {len(comparison['dataset']['labels'])}. Backbone: {bases}. All runs used the same "
+        f"split. Intervals are 95% bootstrap intervals over {unit} and seeds. "
         f"Device: {comparison['device']}; {versions}."
     )
 
@@ -165,22 +172,23 @@ def _scores(comparison: dict[str, Any]) -> str:
             scores = row[split]
             cells += [interval_text(scores, "macro_f1"), f"{scores['accuracy']:.3f}", f"{scores['coverage']:.0%}"]
         rows.append(cells)
-    note = '"answered" is the share of photos that the model does not answer with "not sure".'
+    note = '"Answered" is the share of photos for which the model is sure enough to answer.'
     return f"{markdown_table([*headings, *field], rows)}\n\n{note}"
 
 
 def _pairs(comparison: dict[str, Any]) -> str:
     splits = list(comparison["photos"])
-    headings = ["", *(h for s in splits for h in (f"gain in {_called(s)} macro F1", f"{_called(s)} p"))]
+    headings = ["", *(h for s in splits for h in (f"{_called(s)} macro F1, difference", f"{_called(s)} p"))]
     rows = []
     for pair in comparison["pairs"]:
-        cells = [f"{pair['second']} over {pair['first']}"]
+        cells = [f"{pair['second']} vs. {pair['first']}"]
         for split in splits:
             cells += [_gain_text(pair[split]), f"{pair[split]['p_value_adjusted']:.4f}"]
         rows.append(cells)
     note = (
-        "Paired on the same photos. p: permutation test of the difference in accuracy, corrected for the number of "
-        "pairs (Benjamini and Hochberg). A gain over scratch below zero is negative transfer."
+        "All differences are paired on the same photos. p: permutation test of the difference in accuracy, corrected "
+        "for the number of pairs (Benjamini-Hochberg). A negative difference to training from scratch is negative "
+        "transfer."
     )
     return f"{markdown_table(headings, rows)}\n\n{note}"
 
@@ -195,25 +203,25 @@ def _class_drops(comparison: dict[str, Any]) -> str:
         for row in comparison["rows"]
         for drop in row["class_drops"]
     ]
-    return markdown_table(["strategy", "class, worst first", "test F1", "field F1", "change"], rows)
+    return markdown_table(["strategy", "class (largest drop first)", "test F1", "field F1", "change"], rows)
 
 
 def _forgetting(comparison: dict[str, Any]) -> str:
     found = comparison.get("forgetting")
     if found is None:
-        return "Not measured: `--source_dataset_name` names photos of the backbone's source task, or any other ones."
+        return "Not measured. To measure it, add `--source_dataset_name` with photos of another task."
     rows = [[row["name"], interval_text(row, "macro_f1"), ""] for row in found["before"]]
     rows += [[row["name"], interval_text(row, "macro_f1"), _gain_text(row)] for row in found["after"]]
     return (
-        f"A linear probe on frozen features tells `{Path(found['dataset']).name}` apart, photos that took no part in "
-        f"the training here; {found['n']} test photos.\n\n"
+        f"Scores of a linear probe on frozen features of `{Path(found['dataset']).name}`, which was not trained on "
+        f"here; {counted(found['n'], 'test photo')}.\n\n"
         f"{markdown_table(['backbone', 'macro F1 of the probe', 'change'], rows)}\n\n"
-        "Feature extraction leaves the backbone as it was."
+        "Feature extraction leaves the backbone unchanged."
     )
 
 
 def _cost_table(comparison: dict[str, Any]) -> str:
-    headings = ["strategy", "weights trained", "of", "seconds a run", "peak memory", "size to publish"]
+    headings = ["strategy", "trained weights", "total weights", "seconds per run", "peak memory", "published size"]
     rows = [
         [
             row["name"],
@@ -227,7 +235,7 @@ def _cost_table(comparison: dict[str, Any]) -> str:
     ]
     return (
         markdown_table(headings, rows)
-        + "\n\nOf LoRA the adapter is published; the merged model is as large as the others."
+        + "\n\nThe published size of LoRA is that of its adapter; the merged model is as large as the others."
     )
 
 

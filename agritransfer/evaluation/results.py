@@ -1,4 +1,4 @@
-"""What are the numbers of a run, and how do they read?"""
+"""What are the results of a run, and how are they printed?"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ KNOWN_FILE = "known_features.safetensors"
 
 
 def score(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
-    """One split's entry in `results.json`; logits (photos, classes), truth as label indices, a group ("" none) each."""
+    """The entry of a split in `results.json`; logits (photos, classes), true label indices, groups ("" for none)."""
     scores = scores_of(logits, truth)
     answers = logits.argmax(axis=1)
     per_class = [{"label": label, **row} for label, row in zip(labels, scores.pop("per_class"), strict=True)]
@@ -38,7 +38,7 @@ def score(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], groups: 
 def score_splits(
     outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], sources: Mapping[str, Splits], target_error: float
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any], Known | None]:
-    """The entries of the scored splits and of `calibration` in `results.json`, and what the model knows.
+    """The entries of the scored splits and of `calibration` in `results.json`, and the reference features.
 
     `outputs` has the logits (photos, classes) and features (photos, width) of each split, validation among them.
     """
@@ -62,12 +62,12 @@ def score_splits(
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The numbers of a finished run."""
+    """The results of a finished run."""
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
 def read_calibration(folder: Path) -> tuple[dict[str, Any], Known | None] | None:
-    """The entry `calibration` of a run and what its model knows; None where there is no finished run."""
+    """The calibration of a run and its reference features; None without a finished run."""
     if not (folder / "results.json").is_file():
         return None
     calibration = read_results(folder)["calibration"]
@@ -75,36 +75,43 @@ def read_calibration(folder: Path) -> tuple[dict[str, Any], Known | None] | None
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """The scores of a run as people read them: lab and field, the worst classes by name, when it says "not sure"."""
+    """The scores of a run as text: lab and field, the weakest classes, and when it answers "not sure"."""
     training, base = results["training"], results["base_model"]
     lines = [f"\n{results['strategy']} on {results['dataset']['name']}" + (f", from {base['name']}" if base else "")]
-    lines.append(f"{'':<12}{'photos':>7}   {'accuracy (95 %)':<24}{'macro F1 (95 %)':<24}{'balanced':>8}")
+    lines.append(f"{'':<12}{'photos':>7}   {'accuracy (95% CI)':<24}{'macro F1 (95% CI)':<24}{'balanced':>8}")
     for split in ("validation", "test", "shift"):
         if row := results[split]:
             cells = [interval_text(row, name) for name in ("accuracy", "macro_f1")]
             lines.append(f"{split:<12}{row['n']:>7}   {cells[0]:<24}{cells[1]:<24}{row['balanced_accuracy']:>8.3f}")
     worst = sorted((c for c in results["test"]["per_class"] if c["n"]), key=lambda c: c["f1"])[:3]
-    lines.append("weakest on the test: " + ", ".join(f"{c['label']} F1 {c['f1']:.3f} (n {c['n']})" for c in worst))
+    lines.append(
+        "weakest classes on the test: " + ", ".join(f"{c['label']} F1 {c['f1']:.3f} (n={c['n']})" for c in worst)
+    )
     if results["shift"]:
-        lines.append("test to shift, F1: " + ", ".join(_drop_text(drop) for drop in class_drops(results)))
+        lines.append("F1 from test to shift: " + ", ".join(_drop_text(drop) for drop in class_drops(results)))
     lines += _calibration_lines(results)
     lines.append(_training_line(training))
     return "\n".join(lines)
 
 
 def _training_line(training: dict[str, Any]) -> str:
-    # Runs of earlier versions lack it.
+    # Runs of earlier versions do not have it.
     if training.get("penalty") is None:
-        done, kept = "trained for {epochs:g} epochs", "the weights of step {best_step} of {steps}"
+        done, kept = f"trained for {epochs_text(training)}", "the weights of step {best_step} of {steps}"
     else:
-        done, kept = "solved", "the best of {steps} penalties, C={penalty:g}"
+        done, kept = "fitted", "the best of {steps} penalties, C={penalty:g}"
     weights = "{trainable_parameters:,} of {total_parameters:,} weights"
     speed = "{images_per_second:.1f} photos/s on {num_processes} x {device}"
     return f"{weights} {done} in {{seconds:.0f}} s ({speed}); kept {kept}".format(**training)
 
 
+def epochs_text(training: dict[str, Any]) -> str:
+    """The epochs of a run, such as `1 epoch` or `2.5 epochs`."""
+    return f"{training['epochs']:g} {'epoch' if training['epochs'] == 1 else 'epochs'}"
+
+
 def class_drops(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each class that both sets hold {label, test, shift, drop} in F1, the worst drop first."""
+    """The F1 {label, test, shift, drop} of each class that is in both sets, largest drop first."""
     rows = zip(results["test"]["per_class"], results["shift"]["per_class"], strict=True)
     drops = [
         {"label": test["label"], "test": test["f1"], "shift": shift["f1"], "drop": test["f1"] - shift["f1"]}
@@ -126,20 +133,20 @@ def _calibration_lines(results: dict[str, Any]) -> list[str]:
     ]
     if calibration["threshold"] is None:
         promise = f"an error of at most {calibration['target_error']:.0%}"
-        return [*lines, f'every answer will be "not sure": on the validation photos no threshold keeps {promise}']
-    lines.append(f'"not sure" below a probability of {calibration["threshold"]:.2f}, or where a photo looks unknown:')
+        return [*lines, f'every answer will be "not sure": no threshold on the validation photos gives {promise}']
+    lines.append(f'"not sure" below a probability of {calibration["threshold"]:.2f}, "unknown" for unfamiliar photos:')
     for split in ("test", "shift"):
         if row := results[split]:
             answered = row["answered"]
             error = "" if answered["error"] is None else f" with an error of {answered['error']:.1%}"
             lines.append(
                 f"  {split}: answers {answered['coverage']:.1%} of the photos{error} "
-                f"(target {calibration['target_error']:.0%}); {answered['unknown']} look unknown"
+                f"(target: {calibration['target_error']:.0%}); {answered['unknown']} unknown"
             )
     return lines
 
 
 def interval_text(scores: dict[str, Any], name: str) -> str:
-    """A score with its 95 % interval, such as `0.912 [0.858, 0.947]`."""
+    """A score with its 95% interval, such as `0.912 [0.858, 0.947]`."""
     low, high = scores[f"{name}_ci95"]
     return f"{scores[name]:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,4 +1,4 @@
-"""How does a model leave the house?"""
+"""How are models and datasets exported and published?"""
 
 import lazy_loader
 

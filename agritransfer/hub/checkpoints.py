@@ -1,6 +1,6 @@
 """How does an unfinished run survive the loss of its disk?
 
-What a checkpoint holds lies on the Hub too, with its manifest, and the same command on an empty disk brings it back.
+Checkpoints are uploaded to the Hub with their manifest, and the same command restores them on an empty disk.
 """
 
 import json
@@ -26,9 +26,9 @@ CHECKPOINT_BRANCH = "last-checkpoint"
 
 
 def upload_checkpoints(run: Run, trainer: ImageTrainer, destination: Destination | None) -> None:
-    """Let the trainer upload what it saves, as `--hub_strategy` asks; fetch the last checkpoint where there is none.
+    """Upload what the trainer saves, as set by `--hub_strategy`, and restore the last checkpoint if there is none.
 
-    Without a destination nothing happens.
+    Does nothing without a destination.
     """
     if destination is not None:
         trainer.add_callback(UploadCheckpoints(destination, trainer.processor))
@@ -36,10 +36,10 @@ def upload_checkpoints(run: Run, trainer: ImageTrainer, destination: Destination
 
 
 def copy_checkpoint(checkpoint: Path, target: Path, patterns: Sequence[str] = ("*",)) -> None:
-    """Copy a checkpoint's files to a new folder, without the paths of this machine that the libraries write in them."""
+    """Copy the files of a checkpoint to a new folder, without the local paths that the libraries write to them."""
     target.mkdir()
     for path in sorted(path for pattern in patterns for path in checkpoint.glob(pattern)):
-        # The card that peft writes names the base model's folder.
+        # The card that peft writes contains the local path of the base model.
         if path.name not in (*NEVER, "README.md"):
             shutil.copyfile(path, target / path.name)
     for name, key in (
@@ -54,7 +54,7 @@ def copy_checkpoint(checkpoint: Path, target: Path, patterns: Sequence[str] = ("
 
 
 def copy_resumable(checkpoint: Path, target: Path) -> None:
-    """Copy all that a machine with an empty disk needs to go on: a checkpoint, and that of the best weights so far."""
+    """Copy what a machine with an empty disk needs to resume: the checkpoint and the one with the best weights."""
     target.mkdir()
     for path in {checkpoint, best_of(checkpoint) or checkpoint}:
         copy_checkpoint(path, target / path.name)
@@ -62,9 +62,9 @@ def copy_resumable(checkpoint: Path, target: Path) -> None:
 
 
 def fetch_checkpoint(folder: Path, destination: Destination, restart: bool) -> None:
-    """With `--hub_strategy checkpoint`, bring the last checkpoint back from the Hub where this disk has none.
+    """With `--hub_strategy checkpoint`, download the last checkpoint from the Hub if this disk has none.
 
-    Raises `UsageError` where the Hub cannot be asked: a run that began anew would replace what lies there.
+    Raises `UsageError` if the Hub cannot be reached: a new run would overwrite the checkpoint there.
     """
     ours = folder / "checkpoints"
     if restart or destination.hub_strategy != "checkpoint" or not PartialState().is_main_process:
@@ -76,20 +76,20 @@ def fetch_checkpoint(folder: Path, destination: Destination, restart: bool) -> N
             served = huggingface_hub.snapshot_download(
                 destination.repo_id, revision=CHECKPOINT_BRANCH, cache_dir=cache, allow_patterns="checkpoint-*"
             )
-            # Its manifest, read when the run goes on from it, tells whether all of it arrived.
+            # Its manifest is checked when the run resumes.
             shutil.copytree(served, ours, dirs_exist_ok=True)
     except RevisionNotFoundError:
         return
     except LOST as error:
         raise UsageError(
-            f"the last checkpoint of {destination.repo_id} could not be fetched ({in_one_line(error)}); try again, or "
-            "begin anew with --restart"
+            f"the last checkpoint of {destination.repo_id} could not be downloaded ({in_one_line(error)}); retry, or "
+            "start over with --restart"
         ) from error
-    say(f"the last checkpoint of {destination.repo_id} is fetched from the Hub")
+    say(f"downloaded the last checkpoint of {destination.repo_id} from the Hub")
 
 
 def upload_what_failed(folder: Path, destination: Destination) -> None:
-    """After training, once more what the branch of checkpoints does not have because its last upload failed."""
+    """After training, retry the last upload to the checkpoint branch if it failed."""
     last, _ = newest_checkpoint(folder / "checkpoints")
     if CHECKPOINT_BRANCH not in destination.failed or last is None:
         return
@@ -101,11 +101,11 @@ def upload_what_failed(folder: Path, destination: Destination) -> None:
 
 
 class UploadCheckpoints(TrainerCallback):
-    """Uploads what was just saved, as `--hub_strategy` asks; training waits for it, and goes on when it fails.
+    """Uploads each save as set by `--hub_strategy`; training waits for the upload and continues if it fails.
 
-    `every_save`: the weights so far, on main, until the publish at the end takes their place. `checkpoint`: also all
-    that is needed to resume, on a branch of its own. The stock Trainer does so in the background, and says nothing of
-    a failure.
+    `every_save`: the current weights, on main, until the final publish replaces them. `checkpoint`: in addition,
+    everything needed to resume, on a separate branch. The Trainer's own upload runs in the background and fails
+    silently.
     """
 
     def __init__(self, destination: Destination, processor: PhotoProcessor):
@@ -134,6 +134,6 @@ class UploadCheckpoints(TrainerCallback):
                 upload(self.api, folder, repo_id, message, branch=branch, attempts=1)
         except (PublishError, *LOST) as error:
             failed[branch] = in_one_line(error)
-            say(f"not uploaded to {branch}: {failed[branch]}; training goes on, the next save tries again")
+            say(f"upload to {branch} failed: {failed[branch]}; training continues and the next save retries")
         else:
             failed.pop(branch, None)

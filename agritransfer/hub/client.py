@@ -1,8 +1,8 @@
-"""How do files reach the Hub, and how is it known that they did?
+"""How do files reach the Hub, and how is the upload verified?
 
-The client's own uploads may hang for ever, give up at the first hiccup or commit twice; a plain download is checked
-by nobody. Here every wait has an end, an upload counts when the branch holds exactly the files, and a download is
-compared.
+Uploads of the client library may hang forever, fail at the first error or commit twice, and downloads are not verified.
+Here every wait has a timeout, an upload succeeds only if the branch then holds exactly the files, and downloads are
+compared with the uploaded files.
 """
 
 import hashlib
@@ -20,21 +20,22 @@ from huggingface_hub.utils import parse_ratelimit_headers
 
 from agritransfer.errors import PublishError, UsageError, in_one_line
 from agritransfer.runtime.process import say
+from agritransfer.wording import counted
 
-# Pickles of the whole command line; Trainer needs it for nothing.
+# A pickle of the whole command line, which nothing needs.
 NEVER = ["training_args.bin"]
 ATTEMPTS = 5
 LONGEST_WAIT = 120
-# Seconds after which no new attempt is begun.
+# Seconds after which no new attempt is started.
 PATIENCE = 300
-# Seconds without a sign of the Hub, of one read or write. The client itself would wait for ever.
+# Seconds per read or write. Without a timeout the client would wait forever.
 TIMEOUT = 60.0
 LOST = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError)
 
 
 @dataclass
 class Destination:
-    """Where a run is published, how, and what went wrong on the way there last."""
+    """Where and how a run is published, and the last error of each branch."""
 
     repo_id: str
     private: bool
@@ -46,14 +47,14 @@ class Destination:
 
 
 def last_part(name: str) -> str:
-    """The last part of a path, in the way of this machine or of the other kind."""
+    """The last part of a POSIX or Windows path."""
     return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def preflight(name: str, private: bool, folder: Path, kind: str = "model") -> str:
-    """Ask the Hub whether this token may publish there, and make the repository; returns its whole id.
+    """Check that the token may publish to a repository and create it; returns its full ID.
 
-    Raises `UsageError`, with the remedy, where it may not. The token itself is never told.
+    Raises `UsageError` with the remedy if it may not. The token itself is never printed.
     """
     api = huggingface_hub.HfApi()
     with patient_client(), _refusals(name, kind):
@@ -62,15 +63,19 @@ def preflight(name: str, private: bool, folder: Path, kind: str = "model") -> st
         namespace = repo_id.split("/")[0]
         allowed = [me["name"], *(org["name"] for org in me.get("orgs", []))]
         if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise UsageError("the token may only read; make one that may write at huggingface.co/settings/tokens")
+            raise UsageError(
+                "the Hub token is read-only; create a token with write access at huggingface.co/settings/tokens"
+            )
         if namespace not in allowed:
-            raise UsageError(f"the token may not write to '{namespace}'; it may to {', '.join(allowed)}")
+            raise UsageError(
+                f"the Hub token has no write access to '{namespace}'; it has access to {', '.join(allowed)}"
+            )
         huggingface_hub.utils.validate_repo_id(repo_id)
         sdk = "gradio" if kind == "space" else None
         api.create_repo(repo_id, repo_type=kind, private=private, space_sdk=sdk, exist_ok=True)
     free = shutil.disk_usage(_nearest(folder)).free
     if free < 10**9:
-        raise UsageError(f"only {free / 1e6:.0f} MB are free at {folder}; a publish is checked there, free 1 GB")
+        raise UsageError(f"only {free / 1e6:.0f} MB of disk space are left at {folder}; publishing needs 1 GB there")
     return repo_id
 
 
@@ -80,37 +85,39 @@ def _nearest(folder: Path) -> Path:
 
 @contextmanager
 def _refusals(name: str, kind: str) -> Iterator[None]:
-    """Turn the Hub's refusals into one line with the remedy."""
+    """Turn an error of the Hub into one line with the remedy."""
     try:
         yield
     except LocalTokenNotFoundError as error:
-        raise UsageError("there is no token for the Hub; run `hf auth login`, or set HF_TOKEN") from error
+        raise UsageError("no Hub token found; run `hf auth login` or set HF_TOKEN") from error
     except HfHubHTTPError as error:
-        paid = f"the Hub wants a paid account for '{name}'"
+        paid = f"the Hub requires a paid account for '{name}'"
         if kind == "space":
             paid = (
-                "the Hub runs a Gradio Space for PRO accounts only (huggingface.co/pro); leave --space out, and serve "
+                "the Hub runs Gradio Spaces only for PRO accounts (huggingface.co/pro); remove --space and serve the "
             )
-            paid += "the model yourself: python space/app.py --model RUN"
+            paid += "model yourself: python space/app.py --model RUN"
         reasons = {
-            401: "the Hub does not know this token; run `hf auth login` again, or set HF_TOKEN anew",
+            401: "the Hub token is not valid; run `hf auth login` again or set a new HF_TOKEN",
             402: paid,
-            403: f"the token may not write to '{name}'; give it the right to, at huggingface.co/settings/tokens",
+            403: f"the Hub token has no write access to '{name}'; grant it at huggingface.co/settings/tokens",
         }
         told = reasons.get(error.response.status_code)
-        raise UsageError(told or f"the Hub refused '{name}': {in_one_line(error)}; try again later") from error
+        raise UsageError(told or f"the Hub refused '{name}': {in_one_line(error)}; retry later") from error
     except httpx2.HTTPError as error:
         raise UsageError(
             f"the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached ({in_one_line(error)}); train without "
             "--push_to_hub and publish later: python -m agritransfer publish RUN --repo_id USER/NAME"
         ) from error
     except huggingface_hub.errors.HFValidationError as error:
-        raise UsageError(f"'{name}' cannot be a name on the Hub; give USER/NAME of letters, digits, . - _") from error
+        raise UsageError(
+            f"'{name}' is not a valid Hub ID; use USER/NAME with letters, digits, '.', '-' and '_'"
+        ) from error
 
 
 @contextmanager
 def patient_client() -> Iterator[None]:
-    """Within, a Hub that says nothing for a minute is an error; the client's own would wait for ever."""
+    """Within this context, requests to the Hub time out after a minute; by default they never do."""
     ours = huggingface_hub.utils._http.default_client_factory
 
     def with_timeout() -> httpx2.Client:
@@ -135,10 +142,10 @@ def upload(
     kind: str = "model",
     attempts: int = ATTEMPTS,
 ) -> str:
-    """Make a branch hold exactly the files of a folder; returns the commit that does.
+    """Make a branch hold exactly the files of a folder; returns its commit.
 
-    A failure is tried again, a few times; before that the branch is compared with the folder, so that a commit whose
-    answer was lost is not made twice. Raises `PublishError`.
+    Failures are retried a few times. Before each attempt the branch is compared with the folder, so that a commit is
+    not repeated if only its response was lost. Raises `PublishError`.
     """
     files, started = local_files(folder), time.monotonic()
     for attempt in range(1, attempts + 1):
@@ -163,19 +170,19 @@ def upload(
             wait = _wait_after(error, attempt)
             spent = time.monotonic() - started
             if attempt == attempts or wait > LONGEST_WAIT or spent + wait > PATIENCE:
-                raise PublishError(f"the Hub failed {attempt} times, last: {in_one_line(error)}") from error
-            say(f"the Hub did not take it ({in_one_line(error)}); again in {wait:.0f} s")
+                raise PublishError(f"the Hub failed {counted(attempt, 'time')}, last: {in_one_line(error)}") from error
+            say(f"the upload failed ({in_one_line(error)}); retrying in {wait:.0f} s")
             time.sleep(wait)
-    raise PublishError(f"after {attempts} attempts the files of {repo_id} are still not those of this run")
+    raise PublishError(f"after {counted(attempts, 'attempt')} {repo_id} still does not hold the files of this run")
 
 
 def _wait_after(error: Exception, attempt: int) -> float:
-    """Seconds before the next attempt: as the Hub tells, at least twice as long as before; raises where none helps."""
+    """Seconds before the next attempt, at least twice as long as before; raises if a retry cannot help."""
     wait = float(2 ** (attempt - 1))
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status in (400, 401, 402, 403, 404):
-            remedy = "the token was taken back or may not write" if status in (401, 403) else "the Hub refused"
+            remedy = "the Hub token was revoked or has no write access" if status in (401, 403) else "the Hub refused"
             raise PublishError(f"{remedy} ({in_one_line(error)})") from error
         limit = parse_ratelimit_headers(error.response.headers)
         told = limit.reset_in_seconds if limit else error.response.headers.get("Retry-After", "0")
@@ -184,7 +191,7 @@ def _wait_after(error: Exception, attempt: int) -> float:
 
 
 def local_files(folder: Path) -> dict[str, tuple[str, str]]:
-    """For each file its sha256 and the id that git gives it; the Hub tells one of them."""
+    """The SHA-256 and the git blob ID of each file; the Hub reports one of the two."""
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in NEVER:
@@ -208,9 +215,9 @@ def _compare(
 def download(
     api: huggingface_hub.HfApi, repo_id: str, commit: str, folder: Path, cache: Path, kind: str = "model"
 ) -> Path:
-    """Download a commit into an empty cache and compare every file; a differing one is fetched once more.
+    """Download a commit into an empty cache and compare every file; if files differ, download once more.
 
-    Raises `PublishError` when it differs again, since a plain download is not checked by anyone else.
+    Raises `PublishError` if files differ again.
     """
     expected = {name: sha256 for name, (sha256, _) in local_files(folder).items()}
     for attempt in range(2):
@@ -222,18 +229,18 @@ def download(
             )
         except LOST as error:
             if attempt:
-                raise PublishError(f"it was uploaded, but cannot be downloaded again ({in_one_line(error)})") from error
+                raise PublishError(f"the upload cannot be downloaded again ({in_one_line(error)})") from error
             continue
         found = {name: sha256 for name, (sha256, _) in local_files(served).items() if name != ".gitattributes"}
         if found == expected:
             return served
         differing = sorted(name for name in expected if found.get(name) != expected[name])
-        say(f"downloaded again, {len(differing)} files differ, such as {differing[0]}")
-    raise PublishError(f"what the Hub serves differs from what was uploaded: {', '.join(differing)}")
+        say(f"downloaded files that differ from the upload: {len(differing)}, such as {differing[0]}; retrying")
+    raise PublishError(f"the Hub serves files that differ from the upload: {', '.join(differing)}")
 
 
 def tag_commit(api: huggingface_hub.HfApi, repo_id: str, commit: str, kind: str = "model") -> str:
-    """The tag of this commit: v1, v2, ...; a new one where it has none."""
+    """The tag of this commit (v1, v2, ...), created if it has none."""
     try:
         tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id, repo_type=kind).tags}
         if names := sorted(name for name, target in tags.items() if target == commit):
@@ -242,5 +249,5 @@ def tag_commit(api: huggingface_hub.HfApi, repo_id: str, commit: str, kind: str 
         tag = f"v{max(numbers, default=0) + 1}"
         api.create_tag(repo_id, tag=tag, revision=commit, repo_type=kind)
     except LOST as error:
-        raise PublishError(f"it is on the Hub and right, but could not be tagged ({in_one_line(error)})") from error
+        raise PublishError(f"the upload is complete, but could not be tagged ({in_one_line(error)})") from error
     return tag

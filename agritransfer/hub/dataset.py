@@ -1,7 +1,7 @@
-"""How is a set of photos shared, so that others train on the very same?
+"""How is a photo dataset published so that others can train on exactly the same photos?
 
-As parquet with its splits and label names; the photos' own bytes are kept, so that a run from the Hub has the
-fingerprint of a run from the folder.
+It is published as Parquet with its splits and labels. The bytes of the photos do not change, so a run on the Hub
+dataset has the same fingerprint as a run on the folder.
 """
 
 import tempfile
@@ -17,32 +17,33 @@ from agritransfer.data.dataset import SPLITS, Splits, load_splits
 from agritransfer.errors import DataError, PublishError, UsageError
 from agritransfer.evaluation.report import markdown_table
 from agritransfer.hub.client import download, last_part, patient_client, tag_commit, upload
+from agritransfer.wording import counted
 
 TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
-# Photos of one file; a reader holds one of them in memory at a time.
+# Photos per file; a reader holds one file in memory at a time.
 SHARD = 2000
 
 
 def publish_dataset(splits: Splits, repo_id: str, licence: str | None, private: bool) -> dict[str, str]:
-    """Upload the photos of these splits, download them again and compare; gives {url, commit, tag, fingerprint}.
+    """Upload the photos of these splits, download and compare them; returns {url, commit, tag, fingerprint}.
 
-    Raises `DataError` where photos that tell their place would be open to all, and `PublishError` when the Hub does
-    not have the same photos in the end.
+    Raises `DataError` if photos with GPS coordinates would be public and `PublishError` if the Hub does not serve the
+    same photos.
     """
     placed = [note for note in splits.warnings if "GPS" in note]
     if placed and not private:
-        raise DataError(f"{placed[0]}; or publish privately")
+        raise DataError(f"{placed[0]}; or publish to a private repository")
     api = huggingface_hub.HfApi()
     with patient_client(), tempfile.TemporaryDirectory() as parent:
         export = Path(parent) / "export"
         write_parquet(splits, export)
         (export / "README.md").write_text(str(dataset_card(splits, repo_id, licence)), encoding="utf-8")
-        commit = upload(api, export, repo_id, f"{len(splits.photos)} photos", kind="dataset")
+        commit = upload(api, export, repo_id, counted(len(splits.photos), "photo"), kind="dataset")
         download(api, repo_id, commit, export, Path(parent) / "cache", kind="dataset")
         served = _fingerprint_of(repo_id, commit)
         if served != splits.fingerprint:
-            raise PublishError(f"a run from '{repo_id}' would see other photos or labels; do not use it")
+            raise PublishError(f"'{repo_id}' on the Hub holds other photos or labels than this dataset; do not use it")
         return {
             "url": f"{huggingface_hub.constants.ENDPOINT}/datasets/{repo_id}",
             "commit": commit,
@@ -55,11 +56,11 @@ def _fingerprint_of(repo_id: str, commit: str) -> str:
     try:
         return load_splits(repo_id, revision=commit, on_leakage="keep").fingerprint
     except (UsageError, DataError) as error:
-        raise PublishError(f"it was uploaded, but cannot be trained on ({error})") from error
+        raise PublishError(f"the uploaded dataset cannot be read ({error})") from error
 
 
 def write_parquet(splits: Splits, folder: Path) -> None:
-    """Write `data/SPLIT-00000-of-00001.parquet` with the columns image, label, file and, where there are any, group."""
+    """Write `data/SPLIT-00000-of-00001.parquet` with the columns image, label, file and, if there are groups, group."""
     with_groups = any(photo.group for photo in splits.photos)
     features = datasets.Features(
         {
@@ -92,7 +93,7 @@ def write_parquet(splits: Splits, folder: Path) -> None:
 
 
 def dataset_card(splits: Splits, repo_id: str, licence: str | None) -> DatasetCard:
-    """The card of a published set of photos: counts, splits, what the audit found."""
+    """The card of a published dataset: counts, splits, audit."""
     number = len(splits.photos)
     size = SIZES[min(max(len(str(number)) - 3, 0), len(SIZES) - 1)]
     card_data = DatasetCardData(
@@ -118,7 +119,7 @@ def dataset_card(splits: Splits, repo_id: str, licence: str | None) -> DatasetCa
         cut=_cut(splits),
         audit=_audit(splits),
         fingerprint=splits.fingerprint,
-        licence=f"{licence}." if licence else "No licence was chosen: ask the publisher before you use it.",
+        licence=f"{licence}." if licence else "No license was chosen; ask the publisher before you use this dataset.",
     )
 
 
@@ -131,18 +132,18 @@ def _counts(splits: Splits) -> str:
 def _cut(splits: Splits) -> str:
     name = last_part(splits.name)
     if splits.method == "official":
-        return f"They are those of `{name}`, as it came."
-    kept = "; copies of a photo and given groups lie in one split" if splits.method == "group" else ""
-    return f"Cut from `{name}` by class with seed {splits.seed}{kept}."
+        return f"The splits are the official ones of `{name}`."
+    kept = "; copies of a photo and given groups are never divided" if splits.method == "group" else ""
+    return f"`{name}` was split by class with seed {splits.seed}{kept}."
 
 
 def _audit(splits: Splits) -> str:
-    verb = "left out" if splits.leaks_dropped else "kept"
+    verb = "dropped" if splits.leaks_dropped else "kept"
     lines = [
-        "Every photo was opened and decoded; mirrored, turned, resized and newly encoded copies were looked for.",
+        "Every photo was decoded and checked for copies, including mirrored, rotated, resized and re-encoded ones.",
         "",
-        f"- broken photos, left out: {len(splits.broken)}",
-        f"- training photos that are also in validation or test, {verb}: {len(splits.leaked)}",
+        f"- broken photos, skipped: {len(splits.broken)}",
+        f"- training photos that are also in the validation or test split, {verb}: {len(splits.leaked)}",
         *(f"- {warning}" for warning in splits.warnings),
     ]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""How does it leave the house?
+"""How is a finished run published?
 
-What is published is an allow-list of the run folder without any path of this machine; it is said to be published only
-after it was downloaded again, compared byte by byte and asked for its answers.
+Only an allow-list of files leaves the run folder, with all local paths removed. A run counts as published only after it
+was downloaded again and its files and predictions were compared with the local ones.
 """
 
 import json
@@ -48,7 +48,7 @@ from agritransfer.models.lora import load_adapter
 from agritransfer.runtime.process import say
 from agritransfer.training.saving import LOGIT_TOLERANCE
 
-# What may leave the run folder. Checkpoints hold pickles, predictions.csv names every photo, status.json is ours.
+# The allow-list. Checkpoints hold pickles, predictions.csv names every photo, status.json is of local use only.
 PUBLISHED = (
     "model.safetensors",
     "config.json",
@@ -65,7 +65,7 @@ EXAMPLE_SIDE = 1024
 
 @dataclass(frozen=True)
 class Published:
-    """One verified publish."""
+    """A run that was published and verified."""
 
     url: str
     commit: str
@@ -75,26 +75,26 @@ class Published:
 
 
 def destination_of(args: TrainingArguments, share_splits: bool, licence: str | None) -> Destination | None:
-    """What `--push_to_hub` and its sisters ask for, proven possible; None without it.
+    """The checked destination of `--push_to_hub` and the other Hub flags; None without `--push_to_hub`.
 
-    The push is taken away from the Trainer, whose uploads fail without a word and take the command line along.
-    Raises `UsageError` where the Hub would refuse, before anything is trained.
+    The Trainer's own upload is switched off: it fails silently and uploads the command line.
+    Raises `UsageError` before training if the Hub would refuse the upload.
     """
     if not args.push_to_hub:
         return None
     args.push_to_hub = False
     if args.hub_strategy not in STRATEGIES:
-        raise UsageError(f"--hub_strategy {args.hub_strategy.value} is not offered; use {', '.join(STRATEGIES)}")
+        raise UsageError(f"--hub_strategy {args.hub_strategy.value} is not supported; use {', '.join(STRATEGIES)}")
     private = args.hub_private_repo is not False
     repo_id = preflight(args.hub_model_id or Path(args.output_dir).name, private, Path(args.output_dir))
-    say(f"to be published as {repo_id}, " + ("private" if private else "open to all"))
+    say(f"will be published as {repo_id} ({'private' if private else 'public'})")
     return Destination(repo_id, private, str(args.hub_strategy.value), share_splits, licence)
 
 
 def publish_run(folder: Path, destination: Destination | None) -> Published | None:
-    """Publish a finished run, prove it, and say so; None where there is nothing to publish.
+    """Publish a finished run and verify it; None if there is no destination.
 
-    Raises `PublishError` when the Hub does not have it in the end; the run folder is whole all the same.
+    Raises `PublishError` if that fails; the run folder remains complete.
     """
     if destination is None or not PartialState().is_main_process:
         return None
@@ -102,15 +102,15 @@ def publish_run(folder: Path, destination: Destination | None) -> Published | No
         published = _publish(folder, destination)
     except PublishError as error:
         again = retry_command(folder, destination)
-        raise PublishError(f"not published: {error}; all of it is in {folder}, to try again: {again}") from error
+        raise PublishError(f"not published: {error}; the complete run is in {folder}; to retry: {again}") from error
     facts = {"repo_id": destination.repo_id, "url": published.url, "commit": published.commit, "tag": published.tag}
     (folder / "published.json").write_text(json.dumps({**facts, "sha256": published.files}, indent=2) + "\n")
-    print(f"published and checked in {published.seconds:.0f} s: {published.url} ({published.tag}, {published.commit})")
+    print(f"published and verified in {published.seconds:.0f} s: {published.url} ({published.tag}, {published.commit})")
     return published
 
 
 def retry_command(folder: Path, destination: Destination) -> str:
-    """What to type to publish this run as it was asked for."""
+    """The command that publishes this run with the same options."""
     command = ["python", "-m", "agritransfer", "publish", str(folder), "--repo_id", destination.repo_id]
     command += [] if destination.private else ["--hub_private_repo", "false"]
     command += [] if destination.share_splits else ["--share_splits", "false"]
@@ -146,7 +146,7 @@ def _publish(folder: Path, destination: Destination) -> Published:
 
 
 def write_export(folder: Path, export: Path, destination: Destination, base_licence: str | None) -> None:
-    """Copy what may be published to the empty folder `export`, with no path of this machine in it."""
+    """Copy the files to publish to the empty folder `export`, without local paths."""
     results = published_results(read_results(folder))
     for pattern in PUBLISHED:
         for path in sorted(folder.glob(pattern)):
@@ -180,14 +180,14 @@ def write_export(folder: Path, export: Path, destination: Destination, base_lice
 
 
 def write_example(photo: Path, target: Path) -> None:
-    """Write a photo that visitors may try: upright, small, and without what its file says of place and time.
+    """Write an example photo for visitors: upright, small and without metadata such as place and time.
 
-    Raises `DataError` for what is no photo.
+    Raises `DataError` if it cannot be decoded.
     """
     try:
         picture = decode_photo(photo)
     except (OSError, ValueError) as error:
-        raise DataError(f"the example '{photo}' cannot be read: {in_one_line(error)}; name another photo") from error
+        raise DataError(f"the example '{photo}' cannot be read: {in_one_line(error)}; choose another photo") from error
     bare = Image.new("RGB", picture.size)
     bare.paste(picture)
     bare.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
@@ -196,7 +196,7 @@ def write_example(photo: Path, target: Path) -> None:
 
 
 def _adapter_fits_base(adapter: Path, base: dict[str, Any] | None) -> bool:
-    """Whether the adapter was trained on its base's own photo size; one of no size at all fits."""
+    """Whether the adapter was trained at the input size of its base model; a model without a fixed size fits."""
     if not adapter.is_dir() or base["revision"] is None:
         return True
     sizes = {
@@ -207,7 +207,7 @@ def _adapter_fits_base(adapter: Path, base: dict[str, Any] | None) -> bool:
 
 
 def published_results(results: dict[str, Any]) -> dict[str, Any]:
-    """The results of a run, with every folder of this machine named by its last part."""
+    """The results of a run, with every local path shortened to its last part."""
     dataset, base, shift = results["dataset"], results["base_model"], results["shift"]
     on_hub = {entry["name"] for entry in (dataset, base) if entry and entry["revision"] is not None}
 
@@ -233,23 +233,23 @@ def _licence_of_base(api: huggingface_hub.HfApi, base: dict[str, Any] | None) ->
     try:
         card = api.hf_hub_download(base["name"], "README.md", revision=base["revision"])
     except (HfHubHTTPError, httpx2.HTTPError):
-        # The card then says that it is not known here.
+        # The card then says that it is unknown.
         return None
     return huggingface_hub.ModelCard.load(card).data.license
 
 
 def _check_card(export: Path) -> None:
-    """Let the Hub's own validation read the card before anything is uploaded."""
+    """Validate the card with the Hub before anything is uploaded."""
     try:
         huggingface_hub.ModelCard.load(export / "README.md").validate()
     except LOST as error:
-        raise PublishError(f"the Hub does not take the card: {in_one_line(error)}") from error
+        raise PublishError(f"the Hub rejects the model card: {in_one_line(error)}") from error
 
 
 def photos_to_compare(folder: Path, results: dict[str, Any]) -> tuple[list[Image.Image], np.ndarray]:
-    """Some test photos of a run, evenly chosen, and the logits (photos, classes) that it was tested with.
+    """Evenly chosen test photos of a run and their logits (photos, classes) in the test.
 
-    Raises `DataError` where the photos are no longer to be found.
+    Raises `DataError` if the photos can no longer be found.
     """
     dataset, words = results["dataset"], shlex.split(results["command"])
     columns = {
@@ -263,13 +263,13 @@ def photos_to_compare(folder: Path, results: dict[str, Any]) -> tuple[list[Image
             source = read_source(dataset["name"], revision=dataset["revision"], **columns)
     except (UsageError, DataError) as error:
         raise DataError(
-            f"the test photos of this run are not at '{dataset['name']}'; publish from where it was trained ({error})"
+            f"the test photos of this run are not at '{dataset['name']}'; publish where the run was trained ({error})"
         ) from error
     tested = read_predictions(folder / "predictions.csv", "test", dataset["labels"])
     rows = {photo.file: photo.row for photo in source.photos}
     chosen = np.linspace(0, len(tested.files) - 1, min(COMPARED, len(tested.files))).round().astype(int)
     if lost := [tested.files[place] for place in chosen if tested.files[place] not in rows]:
-        raise DataError(f"the test photo '{lost[0]}' is no longer in '{dataset['name']}'; put it back, then publish")
+        raise DataError(f"the test photo '{lost[0]}' is no longer in '{dataset['name']}'; restore it and publish again")
     images = [source.images[rows[tested.files[place]]]["image"] for place in chosen]
     return [decode_photo(image["bytes"] or image["path"]) for image in images], tested.logits[chosen]
 
@@ -282,9 +282,9 @@ def check_answers(
     cache: Path,
     photos: tuple[list[Image.Image], np.ndarray],
 ) -> None:
-    """Load what the Hub serves in every way that the card names, and compare its logits with those of the test.
+    """Load the published model in every way that the card shows and compare its logits with those of the test.
 
-    Raises `PublishError` with the first way that answers otherwise.
+    Raises `PublishError` for the first one that differs.
     """
     pictures, tested = photos
     labels, base = results["dataset"]["labels"], results["base_model"]
@@ -294,7 +294,7 @@ def check_answers(
     answers = [classifier(picture, top_k=len(labels), function_to_apply="none") for picture in pictures]
     by_name = [{answer["label"]: answer["score"] for answer in of} for of in answers]
     if {frozenset(of) for of in by_name} != {frozenset(labels)}:
-        raise PublishError(f"the pipeline on {repo_id} answers with other labels: {sorted(by_name[0])}")
+        raise PublishError(f"the pipeline on {repo_id} has other labels than the run: {sorted(by_name[0])}")
     _check_logits("the pipeline", tested, np.array([[of[label] for label in labels] for of in by_name]))
 
     processor = load_processor(str(served), None, None)
@@ -318,5 +318,5 @@ def _check_logits(way: str, tested: np.ndarray, found: np.ndarray) -> None:
     difference = float(np.abs(tested - found).max())
     if difference > LOGIT_TOLERANCE * max(1.0, float(np.abs(tested).max())):
         raise PublishError(
-            f"{way} answers other than the tested model, by {difference:.3g} in its logits; do not use it"
+            f"{way}: the logits differ from those of the tested model by {difference:.3g}; do not use it"
         )

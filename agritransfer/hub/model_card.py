@@ -1,4 +1,4 @@
-"""What does a stranger read? The model card, written from `results.json` and the list of published files alone."""
+"""What does the model card say? It is written from `results.json` and the list of published files."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from agritransfer.evaluation.report import markdown_table
-from agritransfer.evaluation.results import class_drops, interval_text
+from agritransfer.evaluation.results import class_drops, epochs_text, interval_text
 from agritransfer.strategies import STRATEGIES
+from agritransfer.wording import counted
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 SPLIT_TITLES = {"test": "test", "shift": "field"}
@@ -24,9 +25,9 @@ def model_card(
     base_licence: str | None,
     adapter_fits_base: bool,
 ) -> ModelCard:
-    """The card of a run with these published results and files (paths in the repository).
+    """The model card of a run with these published results and files (paths in the repository).
 
-    `adapter_fits_base` tells whether the adapter can be put on its base as that is, for photos of the same size.
+    `adapter_fits_base`: whether base model and adapter have the same input size.
     """
     return ModelCard.from_template(
         card_data=card_data(results, licence),
@@ -45,7 +46,7 @@ def model_card(
         data=_data(results),
         counts=_counts(results),
         training=_training(results),
-        # One flag a line, since a card is read on phones too.
+        # One flag per line, since cards are also read on phones.
         command=results["command"].replace(" --", " \\\n    --"),
         limits=_limits(results),
         licence=_licence(results, licence, base_licence),
@@ -53,7 +54,7 @@ def model_card(
 
 
 def card_data(results: dict[str, Any], licence: str | None) -> ModelCardData:
-    """The card's metadata: task, base model, data set and the scores as `model-index`."""
+    """The metadata of the card: task, base model, dataset and the scores as `model-index`."""
     dataset, base = results["dataset"], results["base_model"]
     on_hub = dataset["revision"] is not None
     facts: dict[str, Any] = {
@@ -82,7 +83,7 @@ def card_data(results: dict[str, Any], licence: str | None) -> ModelCardData:
     if on_hub:
         facts["datasets"] = [dataset["name"]]
     if base is not None and base["revision"] is not None:
-        # Only a Hub id may stand here; a folder's name would point at a stranger's model.
+        # Only a Hub ID belongs here; the name of a folder would refer to someone else's model.
         facts |= {
             "base_model": base["name"],
             "base_model_relation": STRATEGIES[results["strategy"]].base_model_relation,
@@ -93,7 +94,7 @@ def card_data(results: dict[str, Any], licence: str | None) -> ModelCardData:
 
 
 def eval_results(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of `.eval_results/*.yaml`, which the Hub shows beside its own data sets; empty for local photos."""
+    """The rows of `.eval_results/*.yaml`, which the Hub shows on its datasets; empty for local photos."""
     dataset = results["dataset"]
     if dataset["revision"] is None:
         return []
@@ -117,10 +118,10 @@ def _list_of(names: list[str], most: int = 40) -> str:
 
 def _summary(results: dict[str, Any]) -> str:
     base, training = results["base_model"], results["training"]
-    began = f"on top of `{base['name']}`" if base else "from random weights"
+    start = f", starting from `{base['name']}`" if base else ""
     count = len(results["dataset"]["labels"])
     return (
-        f"Tells {count} classes of photos apart. Trained by {STRATEGIES[results['strategy']].title} {began}: "
+        f"Classifies photos into {count} classes. Strategy: {STRATEGIES[results['strategy']].title}{start}. "
         f"{training['trainable_parameters']:,} of {training['total_parameters']:,} weights were trained."
     )
 
@@ -137,26 +138,26 @@ def _scores(results: dict[str, Any]) -> str:
         for split, title in SPLIT_TITLES.items()
         if (scores := results[split])
     ]
-    return markdown_table(["", "photos", "accuracy (95 %)", "macro F1 (95 %)", "balanced accuracy"], rows)
+    return markdown_table(["", "photos", "accuracy (95% CI)", "macro F1 (95% CI)", "balanced accuracy"], rows)
 
 
 def _field_note(results: dict[str, Any]) -> str:
     if not results["shift"]:
         return (
-            "**Never tested on photos of another place.** The test photos come from the same collection as the "
-            "training photos; expect a lower score in the field."
+            "**Not tested on field photos.** The test photos come from the same collection as the training photos; "
+            "expect lower scores in the field."
         )
     worst = class_drops(results)[0]
     return (
-        f"Field: `{results['shift']['name']}`, never trained on. The class that suffers most is {worst['label']}, "
-        f"F1 {worst['test']:.3f} on the test and {worst['shift']:.3f} in the field."
+        f"Field photos: `{results['shift']['name']}`, never trained on. The largest drop is that of {worst['label']}: "
+        f"F1 {worst['test']:.3f} on the test photos, {worst['shift']:.3f} on the field photos."
     )
 
 
 def _strangers(results: dict[str, Any]) -> str:
     if results["calibration"]["unknown"]:
-        return 'such photos are meant to be called "unknown", which is never sure.'
-    return "it cannot tell such photos from its own and will name one of its classes."
+        return 'the model should answer "unknown", but does not always recognize such photos.'
+    return "the model does not recognize such photos and names one of its classes."
 
 
 def _other_ways(results: dict[str, Any], repo_id: str, files: Collection[str], adapter_fits_base: bool) -> str:
@@ -166,10 +167,10 @@ def _other_ways(results: dict[str, Any], repo_id: str, files: Collection[str], a
     if "onnx/model.onnx" in files:
         kinds = "`onnx/model.onnx`"
         if "onnx/model_quantized.onnx" in files:
-            kinds += " and, in 8 bits, `onnx/model_quantized.onnx`"
+            kinds += " and `onnx/model_quantized.onnx` (8 bits)"
         parts.append(
-            f"Without torch, by ONNX Runtime or transformers.js: {kinds}; input `pixel_values`, outputs `logits`, "
-            "`features`, `evidence`. Preprocessing and calibration are in the metadata of the file."
+            f"Without torch, with ONNX Runtime or transformers.js: {kinds}; input `pixel_values`, outputs `logits`, "
+            "`features` and `evidence`. The metadata of the file hold preprocessing and calibration."
         )
     return "".join(f"\n{part}\n" for part in parts)
 
@@ -178,18 +179,18 @@ def _adapter_way(results: dict[str, Any], repo_id: str, adapter_fits_base: bool)
     base = results["base_model"]
     if base["revision"] is None:
         return (
-            f"`adapter/` holds the LoRA adapter alone. It needs its base model, `{base['name']}`, which is not on the "
-            "Hub; the weights of this repository have it merged in."
+            f"`adapter/` holds only the LoRA adapter. It needs its base model `{base['name']}`, which is not on the "
+            "Hub; in the weights of this repository the adapter is already merged."
         )
     if not adapter_fits_base:
-        # The position embeddings would silently be drawn anew.
+        # Otherwise the position embeddings would silently be reinitialized.
         return (
-            f"`adapter/` holds the LoRA adapter alone. It was trained on `{base['name']}` brought to another photo "
-            "size (`image_size` in `adapter/config.json`), so that it does not fit that model as it is; the weights of "
-            "this repository have it merged in."
+            f"`adapter/` holds only the LoRA adapter. It was trained on `{base['name']}` with another input size "
+            "(`image_size` in `adapter/config.json`) and does not fit the original model; in the weights of this "
+            "repository the adapter is already merged."
         )
     return (
-        "The LoRA adapter alone, on its base model:\n\n"
+        "The LoRA adapter on its base model:\n\n"
         "```python\n"
         "from peft import PeftModel\n"
         "from transformers import AutoConfig, AutoModelForImageClassification\n\n"
@@ -204,10 +205,10 @@ def _adapter_way(results: dict[str, Any], repo_id: str, adapter_fits_base: bool)
 
 def _intervals(results: dict[str, Any]) -> str:
     grouped = results["splits"]["method"] == "group"
-    unit = "groups of photos (copies, or one plant, field or day)" if grouped else "photos"
+    unit = "groups of photos (copies, or the same plant, field or day)" if grouped else "photos"
     return (
-        f"Brackets are 95 % intervals: Wilson's for accuracy, a bootstrap over {unit} for macro F1. The test was "
-        "scored once, after training, from the saved files."
+        f"Brackets hold 95% confidence intervals: Wilson intervals for accuracy, bootstrap intervals over {unit} for "
+        "macro F1. The test photos were scored once, after training, with the saved files."
     )
 
 
@@ -230,23 +231,23 @@ def _per_class(results: dict[str, Any]) -> str:
 def _calibration(results: dict[str, Any]) -> str:
     calibration, test = results["calibration"], results["test"]
     text = (
-        f"Probabilities are divided by a temperature of {calibration['temperature']:.2f}, fitted on the validation "
-        f"photos; the expected calibration error on the test is {test['ece']:.3f} before and "
-        f"{test['ece_calibrated']:.3f} after. "
+        f"The logits are divided by a temperature of {calibration['temperature']:.2f}, fitted on the validation "
+        f"photos. This changes the expected calibration error on the test photos from {test['ece']:.3f} to "
+        f"{test['ece_calibrated']:.3f}. "
     )
     if calibration["threshold"] is None:
         return text + (
-            f"No threshold keeps the error under {calibration['target_error']:.0%} on the validation photos, so that "
+            f"No threshold keeps the error on the validation photos below {calibration['target_error']:.0%}, so "
             'every answer is "not sure".'
         )
     text += f'Below a probability of {calibration["threshold"]:.2f} the answer is "not sure"'
-    text += ", and a photo unlike the validation photos is called unknown. " if calibration["unknown"] else ". "
+    text += '; for a photo unlike the known photos it is "unknown". ' if calibration["unknown"] else ". "
     for split, title in SPLIT_TITLES.items():
         if results[split]:
             answered = results[split]["answered"]
-            error = "" if answered["error"] is None else f", {answered['error']:.1%} of the answers wrong"
-            text += f"On the {title} photos it answers {answered['coverage']:.1%}{error}. "
-    return text + f"The target was at most {calibration['target_error']:.0%} wrong."
+            error = "" if answered["error"] is None else f", and {answered['error']:.1%} of the answers are wrong"
+            text += f"The model answers {answered['coverage']:.1%} of the {title} photos{error}. "
+    return text + f"The target was an error of at most {calibration['target_error']:.0%}."
 
 
 def _data(results: dict[str, Any]) -> str:
@@ -254,30 +255,30 @@ def _data(results: dict[str, Any]) -> str:
     where = f"revision `{dataset['revision']}`" if dataset["revision"] else "local photos"
     leakage, broken = splits["leakage"], splits["broken"]
     cut = {
-        "official": "The splits are the data's own",
-        "stratified": f"The splits were cut by class, seed {splits['seed']}",
-        "group": f"The splits were cut by class and never divide copies or given groups, seed {splits['seed']}",
+        "official": "The splits are the official ones",
+        "stratified": f"The photos were split by class with seed {splits['seed']}",
+        "group": f"The photos were split by class with seed {splits['seed']}; copies and groups are never divided",
     }[splits["method"]]
     if leakage["found"] is None:
         looked = (
-            "The training photos were streamed: copies of them among the photos to be scored were not looked for, and "
-            "would make the scores too high"
+            "The training photos were streamed and not checked for copies of validation or test photos, which would "
+            "make the scores too high"
         )
     else:
         looked = (
-            "Copies of a photo (mirrored, turned, resized, encoded again) were looked for: "
-            f"{leakage['found']} training photos were found again among photos to be scored, {leakage['dropped']} of "
-            "them were left out"
+            "Leakage check (mirrored, rotated, resized and re-encoded copies included): "
+            f"{counted(leakage['found'], 'training photo')} found in the validation or test split, "
+            f"{leakage['dropped']} dropped"
         )
     return (
         f"`{dataset['name']}` ({where}). {cut}. {looked}. Broken photos: {broken['found']} found, "
-        f"{broken['skipped']} left out. Fingerprint of photos and labels: `{dataset['fingerprint']}`."
+        f"{broken['skipped']} skipped. Fingerprint of photos and labels: `{dataset['fingerprint']}`."
     )
 
 
 def _counts(results: dict[str, Any]) -> str:
     dataset = results["dataset"]
-    # Shards of WebDataset do not tell what they hold.
+    # WebDataset shards do not list their labels.
     counted = dataset["counts"]["train"]
     train = {label: f"{counted.get(label, 0):,}" if counted else "streamed" for label in dataset["labels"]}
     rows = [
@@ -291,11 +292,11 @@ def _training(results: dict[str, Any]) -> str:
     training, environment = results["training"], results["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment.items() if name != "git_commit")
     if training.get("penalty") is None:
-        what = f"{training['epochs']:g} epochs, {training['steps']} steps"
-        kept = f"the weights are those of step {training['best_step']}, the best on validation"
+        what = f"{epochs_text(training)}, {counted(training['steps'], 'step')}"
+        kept = f"the weights are those of step {training['best_step']}, the best on the validation photos"
     else:
-        what = "The head solved as a logistic regression on the features of the frozen network"
-        kept = f"of {training['steps']} penalties C={training['penalty']:g} was the best on validation"
+        what = "The head was fitted as a logistic regression on the features of the frozen backbone"
+        kept = f"C={training['penalty']:g} was the best of {training['steps']} penalties on the validation photos"
     where = f"{training['num_processes']} x {training['device']}"
     return f"{what} in {training['seconds']:.0f} s on {where}; {kept}. {versions}."
 
@@ -305,18 +306,24 @@ def _limits(results: dict[str, Any]) -> str:
     rare = [row for row in results["test"]["per_class"] if row["n"] < FEW_PHOTOS]
     if rare:
         named = _list_of([f"{row['label']} ({row['n']})" for row in rare], 8)
-        limits.append(f"- Fewer than {FEW_PHOTOS} test photos, so that their scores say little: {named}.")
+        limits.append(f"- Fewer than {FEW_PHOTOS} test photos, so scores are uncertain: {named}.")
     weakest = min((row for row in results["test"]["per_class"] if row["n"]), key=lambda row: row["f1"])
-    limits.append(f"- Weakest class on the test: {weakest['label']}, F1 {weakest['f1']:.3f}.")
+    limits.append(f"- Weakest class on the test photos: {weakest['label']}, F1 {weakest['f1']:.3f}.")
     if not results["shift"]:
-        limits.append("- One collection only: background, light and camera may have been learnt with the disease.")
-    limits.append("- One run with one seed: another seed gives somewhat other scores.")
+        limits.append(
+            "- Single collection: the model may have learned background, light or camera instead of the disease."
+        )
+    limits.append("- Single run: another seed gives somewhat different scores.")
     return "\n".join(limits)
 
 
 def _licence(results: dict[str, Any], licence: str | None, base_licence: str | None) -> str:
-    said = f"These weights: {licence}." if licence else "No licence was chosen: ask the publisher before you use it."
+    said = (
+        f"These weights: {licence}."
+        if licence
+        else "No license was chosen; ask the publisher before you use these weights."
+    )
     base = results["base_model"]
     if base is None:
         return said
-    return f"{said} Base model `{base['name']}`: {base_licence or 'licence not known here'}."
+    return f"{said} Base model `{base['name']}`: {base_licence or 'license unknown'}."

@@ -1,7 +1,7 @@
-"""How does a published model get a page of its own?
+"""How does a published model get its own Space?
 
-A Space on the Hub: the files of `space/`, told by two variables which model to serve and at which commit, so that what
-it answers with is what was checked.
+The Space consists of the files of `space/`; two variables name the model and the commit to serve, so that it serves
+exactly the verified model.
 """
 
 import shutil
@@ -19,39 +19,41 @@ from agritransfer.hub.model import Published
 
 SOURCE = Path(__file__).parents[2] / "space"
 SERVED = ("*.py", "*.css", "*.json", "requirements.txt", "README.md")
-# Seconds for the Hub to install what the Space needs and to start it.
+# Seconds for the Hub to install the requirements of the Space and start it.
 PATIENCE = 900
 POLL = 2.0
 
 
 def preflight_space(name: str, model_is_private: bool, run: Path) -> str:
-    """Make the Space, empty where it is new, and return its whole id; raises `UsageError` where it could not serve."""
+    """Create the Space if it is new and return its full ID; raises `UsageError` if it could not serve the model."""
     if not (run / "onnx/model.onnx").is_file():
-        raise UsageError(f"{run} has no onnx/, which a Space serves; first: python -m agritransfer export {run}")
+        raise UsageError(
+            f"{run} has no onnx/ folder, which a Space needs; first run: python -m agritransfer export {run}"
+        )
     space_id = preflight(name, model_is_private, run, kind="space")
     if model_is_private and "HF_TOKEN" not in huggingface_hub.HfApi().get_space_secrets(space_id):
         raise UsageError(
-            f"a Space cannot read a private model: add --hub_private_repo false, or give it a secret HF_TOKEN that may "
-            f"read it at {space_url(space_id)}/settings, then run this again"
+            f"the Space cannot read a private model: add --hub_private_repo false, or add a secret HF_TOKEN with read "
+            f"access at {space_url(space_id)}/settings, then rerun this command"
         )
     return space_id
 
 
 def publish_space(space_id: str, model_id: str, published: Published, licence: str | None) -> dict[str, Any]:
-    """Upload the Space for a published model and wait until it runs; gives {url, commit, seconds}.
+    """Upload the Space of a published model and wait until it runs; returns {url, commit, seconds}.
 
-    Raises `PublishError` when it does not run in the end.
+    Raises `PublishError` if it does not start.
     """
     started = time.perf_counter()
     api = huggingface_hub.HfApi()
     with patient_client(), tempfile.TemporaryDirectory() as parent:
         write_space(Path(parent) / "space", model_id, licence)
         try:
-            # Before the files, whose commit starts it.
+            # Set before the upload, which starts the Space.
             api.add_space_variable(space_id, "MODEL_ID", model_id)
             api.add_space_variable(space_id, "MODEL_REVISION", published.commit)
         except LOST as error:
-            raise PublishError(f"the Space's variables could not be set ({error})") from error
+            raise PublishError(f"the variables of the Space could not be set ({error})") from error
         commit = upload(
             api, Path(parent) / "space", space_id, f"Serve {model_id} at {published.commit[:7]}", kind="space"
         )
@@ -60,12 +62,12 @@ def publish_space(space_id: str, model_id: str, published: Published, licence: s
 
 
 def space_url(space_id: str) -> str:
-    """Where people find it."""
+    """The address of the Space."""
     return f"{huggingface_hub.constants.ENDPOINT}/spaces/{space_id}"
 
 
 def write_space(folder: Path, model_id: str, licence: str | None) -> None:
-    """Copy the Space's files to a new folder, its header naming the model; the sample model stays here."""
+    """Copy the files of the Space to a new folder, with the model in the header; the sample model is not copied."""
     folder.mkdir()
     for pattern in SERVED:
         for path in sorted(SOURCE.glob(pattern)):
@@ -81,6 +83,6 @@ def _wait_until_it_runs(api: huggingface_hub.HfApi, space_id: str) -> None:
     try:
         runtime = api.wait_for_space(space_id, timeout=PATIENCE, poll_interval=POLL)
     except LOST as error:
-        raise PublishError(f"it is uploaded, but whether it runs is not known ({error})") from error
+        raise PublishError(f"it was uploaded, but its state is unknown ({error})") from error
     if runtime.stage != "RUNNING":
-        raise PublishError(f"it is uploaded, but its stage is {runtime.stage}; its log is at {space_url(space_id)}")
+        raise PublishError(f"it was uploaded, but its stage is {runtime.stage}; see its log at {space_url(space_id)}")

@@ -1,13 +1,13 @@
-"""How do flags, recipes and what the machine has become arguments?
+"""How do flags, recipes and the hardware become arguments?
 
-A recipe is a saved command line: proven defaults < recipe < what the user typed, the last one wins.
-Nothing here imports torch before the flags are known to be good, so that `--help` answers at once.
+A recipe is a saved command line. Flags on the command line override the recipe, which overrides the defaults.
+torch is imported only after the flags have been checked, so that `--help` is fast.
 """
 
 import dataclasses
 import difflib
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import Action
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import yaml
 from transformers import HfArgumentParser
 
 from agritransfer.arguments import DataArguments, ModelArguments
+from agritransfer.runtime.help_format import HelpFormatter
 from agritransfer.runtime.process import available_cores, begin_process
 from agritransfer.strategies import STRATEGIES
 
-# What every strategy shares; each of them can be set on the command line or in a recipe.
+# Defaults of every strategy; each can be overridden on the command line or in a recipe.
 SHARED_DEFAULTS = {
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
@@ -37,50 +38,79 @@ SHARED_DEFAULTS = {
 }
 OLD_FLAGS = {
     "overwrite_output_dir": "--restart",
-    "warmup_ratio": "--warmup_steps (below 1 it is a share of all steps: --warmup_steps 0.1)",
+    "warmup_ratio": "--warmup_steps (a value below 1 is a share of all steps: --warmup_steps 0.1)",
     "evaluation_strategy": "--eval_strategy",
     "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
     "push_to_hub_model_id": "--hub_model_id",
     "no_cuda": "--use_cpu",
     "train_dir": "--dataset_name FOLDER",
-    "validation_dir": "--dataset_name FOLDER (a folder that holds train/ and validation/)",
+    "validation_dir": "--dataset_name FOLDER (with FOLDER/train and FOLDER/validation)",
     "train_val_split": "--validation_fraction",
     "freeze_backbone": "--train_layers head",
     "save_safetensors": "nothing: safetensors is the only format",
-    "group_by_length": "nothing: photos have one length",
-    "remove_unused_columns": "nothing: photos need their columns, it is always off",
-    "resume_from_checkpoint": "nothing: the same command goes on from the newest complete checkpoint",
-    "save_only_model": "nothing: the run folder holds the model alone, a checkpoint is there to go on from",
-    "ignore_data_skip": "nothing: a run that goes on sees each photo as often as one that was not cut off",
-    "enable_jit_checkpoint": "nothing: SIGTERM and SIGUSR1 always leave a checkpoint",
-    "hub_token": "the environment variable HF_TOKEN (a flag would be written into the checkpoints)",
+    "group_by_length": "nothing: all photos have the same length",
+    "remove_unused_columns": "nothing: it is always off, since the photo columns are needed",
+    "resume_from_checkpoint": "nothing: the same command resumes from the newest complete checkpoint",
+    "save_only_model": "nothing: the run folder holds the model alone, and checkpoints must be resumable",
+    "ignore_data_skip": "nothing: a resumed run sees each photo as often as an uninterrupted one",
+    "enable_jit_checkpoint": "nothing: SIGTERM and SIGUSR1 always save a checkpoint",
+    "hub_token": "the environment variable HF_TOKEN (a flag would be saved in the checkpoints)",
 }
-# What needs the list of the train photos, which a stream does not have.
+# Flags that need the list of training photos, which a stream does not have.
 NOT_STREAMED = {
     **dict.fromkeys(
         ("validation_fraction", "test_fraction", "split_seed", "splits_file", "group_column_name", "group_pattern"),
-        "a stream is never cut, it comes with its own validation and test",
+        "a stream must come with its own validation and test splits",
     ),
-    "max_train_samples": "the stream is read to its end; --max_steps N ends the training sooner",
-    "on_leakage": "streamed train photos are not looked at beforehand, so copies among them are not found",
-    **dict.fromkeys(("cached_views", "head_first"), "what is computed once for each photo needs them all at hand"),
-    "download_only": "a stream is read while it is trained on, there is nothing to fetch before",
+    "max_train_samples": "a stream is read to its end; --max_steps N ends training earlier",
+    "on_leakage": "streamed training photos are not inspected beforehand, so leaked copies cannot be found",
+    **dict.fromkeys(("cached_views", "head_first"), "computing features once needs all training photos on disk"),
+    "download_only": "a stream is read during training, so there is nothing to download beforehand",
 }
+
+
+# The headings of `--help`, in their order.
+GROUPS = ("data", "model", "training and evaluation", "images and speed", "publishing", "run")
+
+
+class FlagParser(HfArgumentParser):
+    """`HfArgumentParser` with our flags in groups; `--some-flag` is accepted for `--some_flag` but not listed."""
+
+    def __init__(self, argument_classes: Sequence[type], **options: Any):
+        self.groups: dict[str, Any] = {}
+        # An abbreviated flag is an error: `--see 3` must not set the seed.
+        super().__init__(argument_classes, formatter_class=HelpFormatter, allow_abbrev=False, **options)
+
+    def add_argument(self, *names: str, group: str | None = None, no_help: str | None = None, **options: Any) -> Action:
+        """Add a flag; `group` is one of `GROUPS`, `no_help` the text of its negative form."""
+        if options.get("action") == "store_false" and no_help is not None:
+            options["help"] = no_help
+        if group is None:
+            action = super().add_argument(*names, **options)
+        else:
+            self.groups = self.groups or {title: self.add_argument_group(title) for title in GROUPS}
+            action = self.groups[group].add_argument(*names, **options)
+        # The dashed spelling stays known to the parser.
+        action.option_strings = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        return action
 
 
 def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str] | None = None) -> tuple:
     """Parse a script's flags; returns one object for each class, then the `TrainingArguments`.
 
-    `story` is the script's docstring and stands on top of `--help`. The last class is the strategy's.
-    Ends the process with exit code 0 after `--help` and 2 when a flag is wrong.
+    `story` is the script's docstring, the description in `--help`. The last class is that of the strategy.
+    Exits with code 0 after `--help` and with code 2 if a flag is wrong.
     """
     begin_process()
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _build_parser(argument_classes, story)
+    # The last class alone tells the defaults for `--help`; the flags decide between fine-tuning and a head.
+    shown = SHARED_DEFAULTS | STRATEGIES[argument_classes[-1]().strategy].defaults
+    parser = _build_parser(argument_classes, story, shown)
     if "--help_all" in argv:
         from transformers import TrainingArguments
 
-        argv, parser = ["--help"], _build_parser((*argument_classes, TrainingArguments), story)
+        argv, parser = ["--help"], _build_parser((*argument_classes, TrainingArguments), story, shown)
+        parser.set_defaults(**shown)
     flags = _recipe_flags(argv, parser) + argv
     _refuse_old_flags(flags, parser)
     *ours, others = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
@@ -90,7 +120,7 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
 
     from transformers import TrainingArguments
 
-    everything = _build_parser((*argument_classes, TrainingArguments), story)
+    everything = _build_parser((*argument_classes, TrainingArguments), story, shown)
     _refuse_unknown_flags(others, everything)
     defaults = (
         SHARED_DEFAULTS | STRATEGIES[ours[-1].strategy].defaults | _machine_defaults(flags) | _output_default(ours)
@@ -98,28 +128,31 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
     try:
         parsed = everything.parse_args_into_dataclasses(_as_flags(defaults) + flags, look_for_args_file=False)
     except ValueError as error:
-        # TrainingArguments checks its own values, in one line as a rule.
+        # TrainingArguments checks its own values, usually with a message of one line.
         everything.error(str(error).splitlines()[0])
     _choose_augmentation(parsed[0], parsed[-2], parser)
-    # Trainer drops unknown columns unless told not to, and would drop the photos' own.
+    # By default, Trainer drops unknown columns, the photos' among them.
     parsed[-1].remove_unused_columns = False
     # The signature of a PEFT model hides the labels from Trainer.
     parsed[-1].label_names = ["labels"]
-    # Early stopping counts on after a restart.
+    # Early stopping keeps counting after a restart.
     parsed[-1].restore_callback_states_from_checkpoint = True
-    # Trainer reports the loss as 0 after a NaN unless told not to.
+    # By default, Trainer reports the loss as 0 after a NaN.
     parsed[-1].logging_nan_inf_filter = False
     return parsed
 
 
-def _build_parser(argument_classes: Sequence[type], story: str) -> HfArgumentParser:
-    # A shortened flag is an error: `--see 3` must not set the seed.
-    parser = HfArgumentParser(
-        argument_classes, description=story, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+def _build_parser(argument_classes: Sequence[type], story: str, defaults: dict[str, Any]) -> FlagParser:
+    """A parser of these classes' flags; `defaults` are those of the Trainer's flags, for `--help`."""
+    parser = FlagParser(argument_classes, description=story)
+    # An error repeats the usage, which is one line rather than thirty.
+    parser.usage = "%(prog)s [--flag VALUE ...]   (--help lists the flags)"
+    named = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
+    shown = ", ".join(f"--{name} {defaults[name]:g}" for name in named)
+    parser.epilog = (
+        f"The flags of transformers.TrainingArguments are accepted as well; defaults here: {shown}. "
+        "--help_all lists them all."
     )
-    # An error repeats the usage; two lines are read, thirty are not.
-    parser.usage = "%(prog)s --flag value ... (--help lists the flags)"
-    parser.epilog = "--help_all adds the Trainer's flags (learning_rate, num_train_epochs, seed, report_to, ...)."
     return parser
 
 
@@ -135,10 +168,10 @@ def _recipe_flags(argv: list[str], parser: HfArgumentParser) -> list[str]:
         return []
     path = Path(argv[argv.index("--recipe") + 1]) if argv[-1] != "--recipe" else Path("")
     if not path.is_file():
-        parser.error(f"no recipe at '{path}'; those that come with us are in recipes/")
+        parser.error(f"no recipe at '{path}'; sample recipes are in recipes/")
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(recipe, dict) or None in recipe.values():
-        parser.error(f"the recipe '{path}' must hold one 'flag: value' a line, without empty values")
+        parser.error(f"the recipe '{path}' must hold one 'flag: value' per line, without empty values")
     return _as_flags(recipe)
 
 
@@ -155,7 +188,7 @@ def _refuse_old_flags(flags: Sequence[str], parser: HfArgumentParser) -> None:
 def _refuse_what_cannot_be_streamed(flags: Sequence[str], parser: HfArgumentParser) -> None:
     for name in _flag_names(flags):
         if name in NOT_STREAMED:
-            parser.error(f"--{name} cannot be used with --streaming: {NOT_STREAMED[name]}; leave one of the two out")
+            parser.error(f"--{name} cannot be used with --streaming: {NOT_STREAMED[name]}; remove one of them")
 
 
 def _refuse_unknown_flags(others: Sequence[str], everything: HfArgumentParser) -> None:
@@ -170,36 +203,36 @@ def _require_names(ours: Sequence[Any], parser: HfArgumentParser) -> None:
     if ours[0].dataset_name is None:
         parser.error("--dataset_name is missing; try --dataset_name sample/leaves")
     if not 0 < ours[0].target_error < 1:
-        parser.error(f"--target_error {ours[0].target_error} is no share of answers; give one between 0 and 1")
+        parser.error(f"--target_error {ours[0].target_error} is not a share of answers; give a number between 0 and 1")
     for arguments in ours:
         if isinstance(arguments, ModelArguments) and arguments.model_name_or_path is None:
             parser.error("--model_name_or_path is missing; try --model_name_or_path sample/vit")
 
 
 def _choose_augmentation(data: DataArguments, strategy: Any, parser: HfArgumentParser) -> None:
-    """Set the default that depends on the strategy, and refuse what excludes each other."""
+    """Set the default that depends on the strategy, and refuse flags that exclude each other."""
     head = strategy.strategy == "head"
     if data.cached_views is not None and data.cached_views < 1:
-        parser.error(f"--cached_views begins at 1; found {data.cached_views}")
+        parser.error(f"--cached_views must be at least 1; found {data.cached_views}")
     if head and strategy.head_first:
-        parser.error("--head_first is what --train_layers head does anyway; leave one of them out")
+        parser.error("--train_layers head includes --head_first; remove one of them")
     if data.augmentation is None:
         solved = head and data.cached_views is None and not data.streaming
         data.augmentation = "none" if solved else "light"
 
 
 def _machine_defaults(flags: Sequence[str]) -> dict[str, Any]:
-    """What the machine at hand asks for: bars only where someone watches; beside a GPU bf16, tf32, loader workers."""
+    """Defaults that depend on the hardware: progress bars on a terminal; with a GPU bf16, tf32 and loader workers."""
     import torch
 
     on_gpu = torch.cuda.is_available() and "use_cpu" not in _flag_names(flags)
     defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty(), "dataloader_pin_memory": on_gpu}
     if on_gpu:
-        # An older GPU, such as a T4, emulates bf16 and is slower for it.
+        # Older GPUs, such as the T4, emulate bf16, which is slower.
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         defaults["bf16"] = has_bf16 and "fp16" not in _flag_names(flags)
         defaults["tf32"] = has_bf16 and torch.version.hip is None
-        # Where pixels are stored there are none, whatever is said here.
+        # Stored pixels are read without workers, whatever is set here.
         defaults["dataloader_num_workers"] = min(8, available_cores())
         defaults["dataloader_persistent_workers"] = True
     return defaults
@@ -210,7 +243,7 @@ def _output_default(ours: Sequence[Any]) -> dict[str, str]:
 
 
 def settings_line(*parsed: Any) -> str:
-    """One line of what a run was told and what was chosen for it."""
+    """The settings of a run in one line: what was given and what was chosen."""
     *ours, training = parsed
     shown: dict[str, Any] = {"strategy": ours[-1].strategy}
     for arguments in ours:

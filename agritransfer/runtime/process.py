@@ -1,6 +1,6 @@
-"""How does a process begin and end, which cores has it, and which one of several speaks?
+"""How does a process start and end, which cores may it use, and which process prints?
 
-torch is imported where it is used: a process is prepared before torch is.
+torch is imported only where it is used, since a process is prepared before torch is imported.
 """
 
 import atexit
@@ -15,30 +15,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-# What is imported stays: a collection after every 700 of its objects, Python's own choice, finds nothing.
+# Imported objects stay alive, so Python's default of a collection every 700 objects finds nothing to free.
 OBJECTS_BETWEEN_COLLECTIONS = 50_000
 # Of mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def begin_process() -> None:
-    """Called before torch is imported: fewer collections, a quick end, and memory that is quickly given.
+    """Prepare a process before torch is imported: fewer garbage collections, a fast exit and fast memory allocation.
 
-    `MALLOC_MMAP_MAX_`, glibc's own variable, and `THP_MEM_ALLOC_ENABLE`, torch's, are left as they are found.
+    The environment variables `MALLOC_MMAP_MAX_` (glibc) and `THP_MEM_ALLOC_ENABLE` (torch) take precedence.
     """
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
-    # The last collection, of everything that was imported, takes longer than some answers do.
+    # The final collection, over everything imported, takes longer than some predictions.
     atexit.register(gc.freeze)
-    # Linux hands torch large activations in pages of 2 MB in place of 4 kB, each of which it clears when first used.
+    # Linux then gives torch pages of 2 MB rather than 4 kB for large activations; each is cleared on first use.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_MAX_" not in os.environ:
         _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Let the next layer have the memory of the last one as it is.
+    """Let the next layer reuse the memory of the previous one.
 
-    glibc gives large blocks back to Linux as soon as they are free, and Linux clears every page that it hands out anew.
+    By default glibc returns large free blocks to Linux, which clears every page before handing it out again.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_MAX, 0)
@@ -46,33 +46,33 @@ def _keep_freed_memory() -> None:
 
 
 def available_cores() -> int:
-    """The cores that this process may use, of a core with two threads both; a Slurm job has fewer than its node."""
+    """The logical cores that this process may use; a Slurm job has fewer than its node."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
 
 
 def physical_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
-    """The same, a core with two threads once: for arithmetic, which a second thread of a core only holds up."""
+    """The physical cores that this process may use: a second thread per core slows arithmetic down."""
     if sys.platform != "linux":
         import psutil
 
         return psutil.cpu_count(logical=False) or os.cpu_count()
     siblings = (cpus / f"cpu{number}/topology/thread_siblings_list" for number in os.sched_getaffinity(0))
-    # A container may hide them; then every thread counts.
+    # A container may hide the topology; then logical cores are counted.
     return len({file.read_text() for file in siblings if file.exists()}) or available_cores()
 
 
 def prepare_process(args: "TrainingArguments") -> None:
-    """Seed this process and give it its share of the cores."""
+    """Seed this process and set its share of the cores."""
     import torch
     import transformers
 
-    # accelerate pins one thread for every process when the configuration says that there may be a GPU.
+    # accelerate limits every process to one thread when its configuration allows a GPU.
     torch.set_num_threads(max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     transformers.set_seed(args.seed)
 
 
 def say(*lines: str) -> None:
-    """Print once, whatever the number of processes."""
+    """Print on the main process only."""
     from accelerate import PartialState
 
     if PartialState().is_main_process:

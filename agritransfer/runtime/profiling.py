@@ -1,4 +1,4 @@
-"""Where do the time and the memory of a run go?"""
+"""Where does a run spend its time and memory?"""
 
 import sys
 import time
@@ -11,7 +11,7 @@ import torch
 
 
 class Times:
-    """Where the time of a run goes, in seconds; what lies within another stage is counted once, in its own."""
+    """Seconds spent in each stage of a run; time in a nested stage is counted only for the nested one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -19,7 +19,7 @@ class Times:
 
     @contextmanager
     def spent(self, stage: str) -> Iterator[None]:
-        """Count the time of this block, without that of the blocks inside it, as this stage's."""
+        """Add the time of this block to a stage, without the time of nested blocks."""
         started = time.perf_counter()
         self.within.append(0.0)
         try:
@@ -31,47 +31,47 @@ class Times:
                 self.within[-1] += seconds
 
     def line(self) -> str:
-        """The share of each stage, the largest first."""
+        """The share of each stage in one line, largest first."""
         total = sum(self.seconds.values())
         shares = sorted(self.seconds.items(), key=lambda entry: -entry[1])
         return f"time, {duration(total)}: " + ", ".join(f"{stage} {part / total:.0%}" for stage, part in shares)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them."""
+    """A duration in seconds as readable text."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class PeakMemory:
-    """The most memory that each stage took, of this process (its loader workers apart) and of its GPU, in bytes.
+    """Peak memory of each stage in bytes, of this process (without its loader workers) and of its GPU.
 
-    Only Linux lets a process begin its peak anew, and not in every container; elsewhere a stage shows the highest so
-    far.
+    Only Linux can reset the peak of a process, and not in every container; elsewhere a stage shows the highest value
+    so far.
     """
 
     def __init__(self) -> None:
         self.resident: dict[str, int] = {}
         self.on_gpu: dict[str, int] = {}
-        _begin_anew()
+        _reset_peaks()
 
     def line(self, stage: str) -> str:
-        """End a stage: note its peak, say it in one line, and let the next one begin."""
+        """End a stage: record its peak, return it as one line, and reset the peak for the next stage."""
         self.resident[stage] = _peak_resident_bytes()
         told = f"peak memory, {stage}: {self.resident[stage] / 1e6:,.0f} MB"
         if torch.cuda.is_available():
             self.on_gpu[stage] = torch.cuda.max_memory_allocated()
             told += f", GPU {self.on_gpu[stage] / 1e6:,.0f} MB"
-        _begin_anew()
+        _reset_peaks()
         return told
 
     def highest(self, on_gpu: bool) -> int:
-        """Bytes of the stage that took most, of the GPU or of the process."""
+        """The highest peak of any stage in bytes, of the GPU or of the process."""
         return max((self.on_gpu if on_gpu else self.resident).values())
 
 
-def _begin_anew() -> None:
+def _reset_peaks() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":

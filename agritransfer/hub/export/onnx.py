@@ -1,7 +1,7 @@
-"""How does it run without torch?
+"""How does a model run without torch?
 
-A finished run becomes one ONNX file, and a smaller one of 8-bit integers where that answers alike. Beside the logits
-both give the head's input and the class evidence; their metadata hold what a program needs to answer as the run does.
+A finished run is exported to an ONNX file and, if the predictions agree, to a smaller one with 8-bit integers. Besides
+the logits, both output the input of the head and the class evidence; their metadata hold preprocessing and calibration.
 """
 
 import json
@@ -40,34 +40,33 @@ from agritransfer.models.attribution import EXACT, ExplainedClassifier
 from agritransfer.models.loading import load_classifier
 
 SCHEMA = 2
-# Old enough for the runtimes of browsers.
+# Old enough for browser runtimes.
 OPSET = 18
 BATCH_SIZE = 32
-# So many train photos show how large the numbers between the layers get.
+# Training photos that calibrate the ranges of the activations.
 RANGE_PHOTOS = 96
-# The deletion test: so many photos, this share of their cells, and random cells drawn so often.
+# Photos of the deletion test.
 DELETION_PHOTOS = 128
-# Reduced decoding: so many photos are made as large as a phone's, and must be answered alike so often. Beside twice the
-# pixels that the model wants, a photo keeps enough to be shown.
+# Photos of the test of reduced decoding, each enlarged to the size of a phone photo.
 FULL_SIZE_PHOTOS = 64
 
 
 def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
-    """Write `onnx/` of a finished run: the model, its 8-bit form where that answers alike, and `export.json`, returned.
+    """Write `onnx/` of a finished run: the model, its 8-bit form if that agrees, and `export.json`, which is returned.
 
-    Both are checked on the run's validation photos, or on so many of them. Raises `UsageError` where there is no
-    finished run, that or `DataError` where its photos are gone, `RuntimeError` when the file answers unlike torch.
+    Both are checked on the validation photos of the run, at most `photos` of them. Raises `UsageError` without a
+    finished run, `UsageError` or `DataError` if its photos are gone, `RuntimeError` if the file differs from torch.
     """
     started = time.perf_counter()
     if photos is not None and photos < 1:
-        raise UsageError(f"--photos begins at 1; found {photos}")
+        raise UsageError(f"--photos must be at least 1; found {photos}")
     if not (folder / "results.json").is_file():
-        raise UsageError(f"'{folder}' is no finished run; give the --output_dir of a training that has ended")
+        raise UsageError(f"'{folder}' is not a finished run; give the --output_dir of a finished training")
     results = read_results(folder)
     splits = _load_photos(folder, results["dataset"])
     model, processor = load_classifier(folder)
     explained = ExplainedClassifier(model, processor.image_size).eval()
-    # In a folder of its own until all is checked, so that an onnx/ is a whole one.
+    # A temporary folder until everything is checked, so that onnx/ is always complete.
     with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as unchecked:
         new = Path(unchecked) / "onnx"
         new.mkdir()
@@ -87,7 +86,7 @@ def _write_checked(
     results: dict[str, Any],
     photos: int | None,
 ) -> dict[str, Any]:
-    """Write the model, and the first 8-bit form that passes; returns the facts of all."""
+    """Write the model and the first 8-bit form that passes; returns the measurements."""
     full, small = folder / "model.onnx", folder / "model_quantized.onnx"
     write_model(explained, processor.image_size, full)
     truth, reference, exported = outputs_of_both(explained, full, _batches(splits, "validation", processor, photos))
@@ -126,27 +125,27 @@ def _write_checked(
 def _load_photos(folder: Path, dataset: dict[str, Any]) -> Splits:
     name = dataset["name"]
     try:
-        # What the run dropped is not in its splits.csv; what it kept stays.
+        # Dropped photos are not in splits.csv, and kept ones stay.
         splits = load_splits(
             name,
             revision=dataset["revision"],
             splits_file=str(folder / "splits.csv"),
             on_leakage="keep",
-            # Runs from before there was streaming do not tell.
+            # Runs from before --streaming lack this entry.
             streaming=dataset.get("streamed", False),
         )
     except (UsageError, DataError) as error:
-        where = f"the export of {folder} is checked on the photos of its training"
-        raise type(error)(f"{where}: {error}; start it where '{name}' still lies as it was then") from error
+        where = f"the export of {folder} is checked on its validation photos"
+        raise type(error)(f"{where}: {error}; export where '{name}' is still available and unchanged") from error
     if splits.fingerprint != dataset["fingerprint"]:
-        raise DataError(f"'{name}' holds other photos than {folder} was trained on; bring those back")
+        raise DataError(f"'{name}' no longer holds the photos that {folder} was trained on; restore them")
     return splits
 
 
 def _batches(
     splits: Splits, split: str, processor: PhotoProcessor, most: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Normalised pixels and label indices of so many photos, evenly drawn from the split, batch by batch."""
+    """Batches of normalized pixels and label indices of at most `most` photos, evenly drawn from the split."""
     dataset = splits.dataset(split, processor)
     if isinstance(dataset, StreamedPhotos):
         dataset = dataset.first(most)
@@ -158,7 +157,7 @@ def _batches(
 
 def write_model(explained: ExplainedClassifier, image_size: int, path: Path) -> None:
     """Write one ONNX file: `pixel_values` (batch, 3, side, side) to `logits`, `features` and `evidence`."""
-    # torch takes a batch of one for a size that never changes.
+    # torch would treat a batch size of one as constant.
     blank = torch.zeros(2, 3, image_size, image_size)
     program = torch.onnx.export(
         explained,
@@ -173,7 +172,7 @@ def write_model(explained: ExplainedClassifier, image_size: int, path: Path) -> 
     )
     model = program.model_proto
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        # torch notes the lines of its own code, with paths of this machine.
+        # torch records the lines of its own code, with local paths.
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     onnx.save(model, path)

@@ -1,4 +1,4 @@
-"""Does an exported file answer as the trained model does?"""
+"""Does an exported file give the same predictions as the trained model?"""
 
 import io
 from collections.abc import Iterator
@@ -20,22 +20,24 @@ from agritransfer.runtime.process import available_cores
 from agritransfer.training.saving import LOGIT_TOLERANCE
 
 OUTPUTS = ("logits", "features", "evidence")
+# Deletion test: the share of cells that is hidden, and the number of random draws to compare with.
 HIDDEN_SHARE = 0.1
 RANDOM_DRAWS = 3
+# Reduced decoding: pixels of a phone photo, the required agreement, and the shortest side that can still be displayed.
 FULL_SIZE = 12_000_000
 REDUCED_AGREEMENT = 0.995
 SHOWN_SIDE = 640
 
 
 def evenly_drawn(count: int, most: int | None) -> list[int]:
-    """The places of at most so many of `count` photos, evenly spaced."""
+    """At most `most` evenly spaced indices of `count` photos."""
     return np.linspace(0, count - 1, min(count, most or count)).round().astype(int).tolist()
 
 
 def outputs_of_both(
     explained: ExplainedClassifier, path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The truth (photos,), and the outputs by name of torch and of the file."""
+    """The true labels (photos,) and the outputs of torch and of the file by name."""
     session, truth, of_torch, of_file = open_session(path), [], [], []
     for pixels, labels in batches:
         with torch.inference_mode():
@@ -50,7 +52,7 @@ def outputs_of_both(
 
 
 def logits_one_by_one(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Logits (photos, classes) as a server gives them: a layer that measures its input would measure a whole batch."""
+    """Logits (photos, classes) of single photos, as in serving: dynamic quantization depends on the whole batch."""
     session = open_session(path)
     return np.concatenate(
         [session.run(["logits"], {"pixel_values": photo[None]})[0] for pixels, _ in batches for photo in pixels]
@@ -58,22 +60,22 @@ def logits_one_by_one(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray
 
 
 def open_session(path: Path) -> InferenceSession:
-    """An ONNX file, ready to answer on the CPU."""
+    """An inference session on the CPU."""
     return InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def check_same(reference: dict[str, np.ndarray], exported: dict[str, np.ndarray]) -> None:
-    """Raise `RuntimeError` where an output of the file is not that of torch, up to rounding."""
+    """Raise `RuntimeError` if an output of the file differs from that of torch by more than rounding."""
     for name in OUTPUTS:
         difference = float(np.abs(reference[name] - exported[name]).max())
         if not difference <= LOGIT_TOLERANCE * max(1.0, float(np.abs(reference[name]).max())):
             raise RuntimeError(
-                f"model.onnx differs from the trained one by {difference:.3g} in its {name}; do not use it"
+                f"the {name} of model.onnx differ from those of the trained model by {difference:.3g}; do not use it"
             )
 
 
 def facts_of(path: Path, logits: np.ndarray, reference: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """What `export.json` says of a file: size, accuracy, and how far it agrees with torch."""
+    """The entry of a file in `export.json`: size, accuracy and agreement with torch."""
     return {
         "bytes": path.stat().st_size,
         "accuracy": share_equal(logits, truth),
@@ -83,12 +85,12 @@ def facts_of(path: Path, logits: np.ndarray, reference: np.ndarray, truth: np.nd
 
 
 def share_equal(logits: np.ndarray, truth: np.ndarray) -> float:
-    """The share of photos whose most probable class is this one."""
+    """The share of photos whose most probable class is the given one."""
     return float((logits.argmax(axis=1) == truth).mean())
 
 
 def deletion_test(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """How far the answer's logit falls when a tenth of the cells is hidden: those of most evidence, or random ones."""
+    """The drop in the predicted class's logit if a tenth of the cells is hidden: highest evidence, or random."""
     session, random = open_session(path), np.random.default_rng(0)
     hottest, by_chance = [], []
     for pixels, _ in batches:
@@ -105,7 +107,7 @@ def deletion_test(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]) 
 
 
 def hide_cells(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Normalised pixels (batch, 3, side, side), the mean colour on a tenth of cells: most heat (batch, n, n)."""
+    """Normalized pixels (batch, 3, side, side), the mean color in the hottest tenth of the cells (batch, n, n)."""
     cells, side = heat[0].size, pixels.shape[-1]
     hidden = heat.reshape(len(heat), -1).argsort(axis=1).argsort(axis=1) >= cells - max(1, round(HIDDEN_SHARE * cells))
     place = np.arange(side) * heat.shape[-1] // side
@@ -114,9 +116,9 @@ def hide_cells(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def reduced_decoding_test(path: Path, splits: Splits, processor: PhotoProcessor, photos: int) -> dict[str, Any]:
-    """Whether a JPEG of a phone's size is answered alike when it is decoded at a part of its size, as a server may.
+    """Whether JPEG photos of phone size get the same answer if they are decoded at reduced size.
 
-    Validation photos that are smaller are enlarged and encoded for it.
+    Smaller validation photos are enlarged and encoded for this test.
     """
     resize = pixel_recipe(processor)["resize"]
     least_side = max(SHOWN_SIDE, 2 * (resize if isinstance(resize, int) else max(resize)))
@@ -132,7 +134,9 @@ def reduced_decoding_test(path: Path, splits: Splits, processor: PhotoProcessor,
 
     drawn = evenly_drawn(len(dataset), photos)
     with ThreadPoolExecutor(available_cores()) as pool:
-        pairs = list(tqdm(pool.map(answers, drawn), "full-size photos", len(drawn), delay=2, leave=False, disable=None))
+        pairs = list(
+            tqdm(pool.map(answers, drawn), "phone-size photos", len(drawn), delay=2, leave=False, disable=None)
+        )
     agreement = sum(whole == reduced for whole, reduced in pairs) / len(pairs)
     passed = agreement >= REDUCED_AGREEMENT
     return {"least_side": least_side, "photos": len(pairs), "agreement": agreement, "passed": passed}

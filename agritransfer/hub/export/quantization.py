@@ -1,7 +1,7 @@
-"""How small can a model be and still answer alike?
+"""How far can a model be quantized without changing its predictions?
 
-Weights of 32 bits become integers of 8, a quarter of the size. The head keeps its own: it is small, and evidence is
-read by it.
+32-bit weights become 8-bit integers, a quarter of the size. The head is not quantized: it is small, and the class
+evidence depends on it.
 """
 
 import logging
@@ -14,16 +14,16 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-# What the 8-bit file must keep of torch's answers and accuracy on the validation photos, or it is not written.
+# Requirements on the validation photos: agreement with torch, and accuracy lost.
 LEAST_AGREEMENT = 0.99
 MOST_ACCURACY_LOST = 0.003
 
 
 def quantization_methods(model: nn.Module) -> tuple[str, ...]:
-    """The ways to try for this network, the fastest first; the first that passes is kept.
+    """The methods to try for this network, fastest first; the first that passes is kept.
 
-    `static`: convolutions, by ranges taken from photos. `dynamic`: linear layers, each of which measures its input as
-    it runs. `blocks`: linear layers in blocks of 32 numbers, closer to the original but no faster than it.
+    `static`: convolutions, with activation ranges taken from photos. `dynamic`: linear layers, with activation ranges
+    measured at run time. `blocks`: linear layers in blocks of 32 weights, more accurate but not faster.
     """
 
     def weights(kind: type[nn.Module]) -> int:
@@ -33,19 +33,19 @@ def quantization_methods(model: nn.Module) -> tuple[str, ...]:
 
 
 def quantize(method: str, full: Path, small: Path, head: nn.Linear, batches: Iterator[np.ndarray]) -> None:
-    """Write the 8-bit form of an ONNX file; `batches` of normalised pixels give `static` its ranges."""
+    """Write the 8-bit form of an ONNX file; `static` takes its ranges from `batches` of normalized pixels."""
     prepared = small.with_name("prepared.onnx")
-    # ONNX Runtime warns through the root logger of channels that are always zero, and to prepare what is prepared.
+    # ONNX Runtime logs needless warnings on the root logger, of zero channels and of missing preprocessing.
     logging.disable(logging.WARNING)
     try:
         quant_pre_process(full, prepared, skip_symbolic_shape=True)
         kept = _nodes_of_head(onnx.load(prepared).graph, head)
         if method == "static":
-            # Signed weights of 8 bits overflow on processors without VNNI; of 7 they do not, and run fastest.
+            # Signed 8-bit weights overflow on processors without VNNI; 7-bit weights do not and are fastest.
             types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "reduce_range": True}
             quantize_static(prepared, small, _Ranges(batches), per_channel=True, nodes_to_exclude=kept, **types)
         elif method == "dynamic":
-            # Unsigned ones never overflow.
+            # Unsigned weights never overflow.
             types = {"op_types_to_quantize": ["MatMul", "Gemm"], "weight_type": QuantType.QUInt8}
             quantize_dynamic(prepared, small, per_channel=True, nodes_to_exclude=kept, **types)
         else:
@@ -58,7 +58,7 @@ def quantize(method: str, full: Path, small: Path, head: nn.Linear, batches: Ite
 def _quantize_blocks(prepared: Path, small: Path, kept: list[str]) -> None:
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
-    # Imported here, since its import sends what every library notes to the screen; that is taken back.
+    # Imported here, since the import sends the logs of all libraries to the screen, which is undone below.
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     root.setLevel(level)
@@ -73,12 +73,12 @@ def _nodes_of_head(graph: onnx.GraphProto, head: nn.Linear) -> list[str]:
     shape = sorted(head.weight.shape)
     weights = {weight.name for weight in graph.initializer if sorted(weight.dims) == shape}
     names = [node.name for node in graph.node if weights & set(node.input)]
-    # ONNX Runtime divides a Gemm in two, under another name, before it looks at what to leave.
+    # ONNX Runtime splits a Gemm in two under another name before it applies the exclusions.
     return names + [f"{name}_MatMul" for name in names]
 
 
 class _Ranges(CalibrationDataReader):
-    """Batches as ONNX Runtime asks for them; it takes nothing but its own class."""
+    """Batches in the class that ONNX Runtime requires."""
 
     def __init__(self, batches: Iterator[np.ndarray]):
         self.batches = batches
@@ -89,11 +89,11 @@ class _Ranges(CalibrationDataReader):
 
 
 def refusal(agreement: float, accuracy_lost: float) -> str | None:
-    """Why an 8-bit file is not written: too few of torch's answers kept, or too much accuracy lost; None if it is."""
+    """Why an 8-bit file is refused: agreement too low or too much accuracy lost; None if it passes."""
     if agreement < LEAST_AGREEMENT:
-        return f"it gives the answer of torch for {agreement:.1%} of the photos; at least {LEAST_AGREEMENT:.0%} must be"
-    # Two shares of whole photos differ by rounding where they are equal.
+        return f"it agrees with torch on only {agreement:.1%} of the photos; at least {LEAST_AGREEMENT:.0%} is required"
+    # Equal shares may differ by rounding.
     if accuracy_lost > MOST_ACCURACY_LOST + 1e-9:
         lost, most = 100 * accuracy_lost, 100 * MOST_ACCURACY_LOST
-        return f"it loses {lost:.1f} points of accuracy; at most {most:.1f} may be lost"
+        return f"it loses {lost:.1f} points of accuracy; at most {most:.1f} is allowed"
     return None
