@@ -333,7 +333,7 @@ def test_export_says_in_one_line_what_it_cannot_do(run_copy, tmp_path, capsys):
     next(fewer.rglob("*.jpg")).unlink()
     for name, code, words in (
         (str(tmp_path / "moved"), 2, f"start it where '{tmp_path / 'moved'}' still lies as it was then"),
-        (str(fewer), 3, "names 1 photos that the data set lacks"),
+        (str(fewer), 3, "lists 1 photo missing from the dataset"),
         (str(put_photos(tmp_path / "others", seed=5)), 3, "holds other photos than"),
     ):
         results["dataset"]["name"] = name
