@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torchvision.transforms import v2
@@ -79,7 +78,7 @@ class PhotoDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        images: datasets.Dataset,
+        images: Sequence[dict[str, Any]],
         rows: Sequence[int],
         labels: Sequence[int],
         files: Sequence[str],

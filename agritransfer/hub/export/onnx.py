@@ -22,6 +22,7 @@ from transformers import BaseImageProcessor
 from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.data.streaming import StreamedPhotos
 from agritransfer.errors import DataError, UsageError
+from agritransfer.evaluation.onnx_inference import SCHEMA
 from agritransfer.evaluation.results import read_results
 from agritransfer.hub.export.parity import (
     OUTPUTS,
@@ -40,7 +41,6 @@ from agritransfer.images.preprocessing import normalization, pixel_recipe, proce
 from agritransfer.models.attribution import EXACT, ExplainedClassifier
 from agritransfer.models.loading import load_classifier
 
-SCHEMA = 2
 # Old enough for the runtimes of browsers.
 OPSET = 18
 BATCH_SIZE = 32
