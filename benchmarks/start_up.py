@@ -1,17 +1,22 @@
-"""How long until something happens: `--help`, the imports of a training, the answer for one photo?
+"""How long do commands take to start, and how long does the answer for one photo take?
 
     python -m benchmarks.start_up
     python -m benchmarks.start_up --run runs/NAME
 
-`--help` and imports: whole processes, beside the documentation's recipe. The answer: from the bytes of a JPEG file to a
-label, one photo at a time in one process, by the Space's own classifier on an exported run beside transformers'
-pipeline on the same run. Without a run, a head is trained on the drawn leaves for it.
+Commands: CPU seconds (user and system) of whole processes, beside `import torch`. `--help` and imports of a training
+script: seconds of whole processes, beside the documentation's recipe. One answer: from the bytes of a JPEG file to a
+label, one photo at a time in one process, by the Space's own classifier on an exported run, beside transformers'
+pipeline on the same run. Without --run, a head is trained on the drawn leaves.
 """
 
 import io
+import os
+import resource
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,36 +26,30 @@ from PIL import Image
 from transformers import pipeline
 
 from benchmarks.photos import SIZES, generated, photos_below
-from benchmarks.timing import ROOT, compare, machine, parser, report, take_turns
+from benchmarks.timing import ROOT, Ratio, compare, machine, parser, report, take_turns
 
 sys.path.insert(0, str(ROOT / "space"))
 from classifier import Classifier  # noqa: E402
 
 AIMS = {"--help": None, "imports": None, "answer": 1.25}
-IMPORTS = "import agritransfer.training.run, agritransfer.hub.model, agritransfer.models.lora"
+# At most so many times the CPU seconds of `import torch`.
+MOST = {"--help": 0.3, "audit, first": 0.8, "audit, again": 0.8, "predict": 2.0, "predict, exported": 1.0}
+IMPORTS = (
+    "import agritransfer.training.session, agritransfer.training.run, agritransfer.hub.model, agritransfer.models.lora"
+)
 SCRIPT = {"--help": ["train_finetune.py", "--help"], "imports": ["-c", IMPORTS]}
 RECIPE = {"--help": ["-m", "benchmarks.peers.recipe", "--help"], "imports": ["-c", "import benchmarks.peers.recipe"]}
 
 
 def main() -> None:
-    """Compare the three."""
+    """Compare commands, scripts and single answers."""
     flags = parser(__doc__, turns=5)
     flags.add_argument("--run", type=Path, help="A finished and exported run.")
     flags.add_argument("--photos", type=int, default=40, help="Photos to answer in one measurement.")
     args = flags.parse_args()
     facts, turns = machine(), 1 if args.quick else args.turns
-    ratios = []
-    for what in SCRIPT:
-        contestants = {
-            "ours": lambda what=what: seconds(SCRIPT[what]),
-            "recipe": lambda what=what: seconds(RECIPE[what]),
-        }
-        values, _ = take_turns(contestants, turns)
-        names = " ".join(SCRIPT["--help"]) if what == "--help" else "imports of train_finetune.py"
-        sides = (names, values["ours"]), (f"recipe, {what}", values["recipe"])
-        ratios.append(compare(f"start: {what}", *sides, "seconds", "s", target=AIMS[what]))
-
     run = args.run or trained(args.output.absolute() / "runs/start-up")
+    ratios = [*costs_of_commands(run, turns), *starts_of_scripts(turns)]
     count = 4 if args.quick else args.photos
     for size in SIZES:
         counts = {"train": 0, "validation": 0, "test": count if size == "500px" else max(4, count // 4)}
@@ -65,6 +64,62 @@ def main() -> None:
         more = {"target": AIMS["answer"], "guard": guard, "guarded": same == len(photos)}
         ratios.append(compare(f"one answer, {size} JPEG, {run.name}", *sides, "seconds", "ms", **more))
     report(args.output, "start_up", ratios, facts)
+
+
+def costs_of_commands(run: Path, turns: int) -> list[Ratio]:
+    """The CPU seconds of each command beside those of `import torch`."""
+    photo = next((ROOT / "sample/leaves/test").rglob("*.jpg"))
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(shutil.copytree(run, Path(folder) / "weights", ignore=shutil.ignore_patterns("onnx")))
+        table, audit = ["--output", f"{folder}/table.csv"], ["audit", "sample/leaves", "--output", f"{folder}/a.json"]
+        commands = {
+            "--help": partial(cpu_seconds_of_command, "--help"),
+            "audit, first": partial(cpu_seconds_of_first_audit, *audit),
+            "audit, again": partial(cpu_seconds_of_command, *audit, HF_DATASETS_CACHE=f"{folder}/cache"),
+            "predict": partial(cpu_seconds_of_command, "predict", weights, photo, *table),
+            "predict, exported": partial(cpu_seconds_of_command, "predict", run, photo, *table),
+        }
+        values, _ = take_turns({**commands, "import torch": lambda: cpu_seconds(["-c", "import torch"])}, turns)
+    peer = "import torch", values["import torch"]
+    return [
+        compare(f"CPU of a command: {name}", (f"agritransfer {name}", values[name]), peer, "cost", "s", target=most)
+        for name, most in MOST.items()
+    ]
+
+
+def cpu_seconds_of_command(*words: str | Path, **environment: str) -> float:
+    """Of a whole process with a command of ours."""
+    return cpu_seconds(["-m", "agritransfer", *map(str, words)], **environment)
+
+
+def cpu_seconds_of_first_audit(*words: str) -> float:
+    """Of an audit of photos that this machine has not seen."""
+    with tempfile.TemporaryDirectory() as cache:
+        return cpu_seconds_of_command(*words, HF_DATASETS_CACHE=cache)
+
+
+def cpu_seconds(command: list[str], **environment: str) -> float:
+    """User and system time of a whole Python process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command, environment = [sys.executable, *command], os.environ | environment
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def starts_of_scripts(turns: int) -> list[Ratio]:
+    """The seconds until a training script shows its help or has its imports, beside the recipe."""
+    ratios = []
+    for what in SCRIPT:
+        contestants = {
+            "ours": lambda what=what: seconds(SCRIPT[what]),
+            "recipe": lambda what=what: seconds(RECIPE[what]),
+        }
+        values, _ = take_turns(contestants, turns)
+        names = " ".join(SCRIPT["--help"]) if what == "--help" else "imports of train_finetune.py"
+        sides = (names, values["ours"]), (f"recipe, {what}", values["recipe"])
+        ratios.append(compare(f"start: {what}", *sides, "seconds", "s", target=AIMS[what]))
+    return ratios
 
 
 def seconds(command: list[str]) -> float:

@@ -34,14 +34,14 @@ class Ratio:
     """Ours beside one peer: the values of each turn, the ratio of every turn, its median and 95 % interval.
 
     `kind` says what the values are. `speed` (photos/s): ours / peer. `seconds`: peer / ours, so that above 1 is faster
-    too. `error`: ours / peer, where below 1 is better. `guard` tells that both did the same work equally well, and
-    `guarded` whether that held (None: told, not judged).
+    too. `error` and `cost`: ours / peer, where less is better. `guard` tells that both did the same work equally well,
+    and `guarded` whether that held (None: told, not judged).
     """
 
     question: str
     ours: str
     peer: str
-    kind: Literal["speed", "seconds", "error"]
+    kind: Literal["speed", "seconds", "error", "cost"]
     unit: str
     ours_values: list[float]
     peer_values: list[float]
@@ -55,7 +55,7 @@ class Ratio:
         """Whether the whole interval is on the good side of the target; None where there is no target."""
         if self.target is None:
             return None
-        return self.interval[1] <= self.target if self.kind == "error" else self.interval[0] >= self.target
+        return self.interval[1] <= self.target if self.kind in ("error", "cost") else self.interval[0] >= self.target
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -86,13 +86,13 @@ def compare(
     question: str,
     ours: tuple[str, Sequence[float]],
     peer: tuple[str, Sequence[float]],
-    kind: Literal["speed", "seconds"],
+    kind: Literal["speed", "seconds", "cost"],
     unit: str,
     **more: Any,
 ) -> Ratio:
     """The ratio of two contestants that took turns; each is its name and its values."""
     pairs = zip(ours[1], peer[1], strict=True)
-    ratios = [a / b if kind == "speed" else b / a for a, b in pairs]
+    ratios = [b / a if kind == "seconds" else a / b for a, b in pairs]
     middle = statistics.median(ratios)
     return Ratio(
         question, ours[0], peer[0], kind, unit, [*ours[1]], [*peer[1]], middle, interval_of_median(ratios), **more

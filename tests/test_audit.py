@@ -41,12 +41,12 @@ def audit(folder: Path, capsys, *flags: str) -> tuple[int, dict, str]:
     return code, json.loads((folder.parent / "audit.json").read_text()), capsys.readouterr().out
 
 
-def test_a_sound_set_has_nothing_to_mend(tmp_path, capsys):
+def test_a_sound_set_has_nothing_to_fix(tmp_path, capsys):
     code, report, table = audit(put(tmp_path / "data", healthy=12, rust=12), capsys)
     assert code == 0
     assert (report["files_found"], report["files_used"], report["broken"], report["faults"]) == (24, 24, [], [])
     assert report["duplicates"] == {"groups": [], "across_splits": [], "conflicting_labels": []}
-    assert "24 photos found, 24 can be used" in table and "to mend" not in table
+    assert "24 photos found, 24 usable" in table and "must be fixed" not in table
 
 
 def bomb() -> bytes:
@@ -81,9 +81,9 @@ def test_every_kind_of_broken_file_is_named_with_its_reason(tmp_path, capsys):
     assert code == 3 and (report["files_found"], report["files_used"]) == (28, 24)
     assert set(reasons) == {f"rust/{name}" for name in ("truncated.jpg", "text.jpg", "empty.png", "bomb.png")}
     assert "truncated" in reasons["rust/truncated.jpg"].lower() and "empty" in reasons["rust/empty.png"]
-    assert "no photo in any of the formats" in reasons["rust/text.jpg"]
+    assert "not a photo in any of the formats" in reasons["rust/text.jpg"]
     assert "over 40 million pixels" in reasons["rust/bomb.png"]
-    assert "to mend: 4 photos cannot be decoded" in table
+    assert "must be fixed: 4 broken photos (replace or remove)" in table
     assert report["left_out"] == [".DS_Store (not a photo)"]
 
 
@@ -123,12 +123,12 @@ def test_what_the_files_tell_beside_their_pixels_is_counted(tmp_path, capsys):
     code, report, table = audit(folder, capsys)
     assert code == 0
     for words in (
-        "1 photos say where they were taken (GPS in EXIF); remove it before you share them, such as rust/gps.jpg",
-        "1 photos are PNG but named .jpg, such as rust/really_a_png.jpg",
-        "1 photos have printer's colours (CMYK) and are made RGB, such as rust/printer.jpg",
-        "1 photos have 16 bits a colour and are scaled to 8, such as rust/16.png",
-        "classes with fewer than 10 photos, whose scores will say little: {'img_train': 3}",
-        "1 names hold a word that `datasets` takes for a split, such as 'img_train'",
+        "1 photo with a GPS position in the EXIF data (remove it before sharing), such as rust/gps.jpg",
+        "1 photo with PNG content but the suffix .jpg, such as rust/really_a_png.jpg",
+        "1 photo with CMYK colours, converted to RGB, such as rust/printer.jpg",
+        "1 photo with 16 bits per channel, scaled to 8, such as rust/16.png",
+        "classes with fewer than 10 photos, whose scores will be unreliable: {'img_train': 3}",
+        "1 name with a word that `datasets` takes for a split, such as 'img_train'",
     ):
         assert any(words in warning for warning in report["warnings"]), words
         assert f"note: {words}" in table
@@ -147,7 +147,7 @@ def test_an_empty_class_folder_and_one_class_alone_are_refused(tmp_path, capsys)
     (folder / "blight").mkdir()
     code, report, _ = audit(folder, capsys)
     assert code == 3 and report["faults"] == [
-        "class folders without a photo: ['blight']; add photos or remove the folders"
+        "class folders without photos: ['blight']; add photos or remove the folders"
     ]
     alone = put(tmp_path / "alone", healthy=12)
     assert class_faults(read_source(str(alone)))[0].startswith("only one class was found: ['healthy']")
@@ -171,7 +171,7 @@ def test_a_class_that_a_split_lacks_is_named(tmp_path):
     put(tmp_path / "test", healthy=4)
     source = read_source(str(tmp_path))
     examination = examine(source.images, source.photos, str(tmp_path))
-    assert "classes without a photo in test: ['rust']" in photo_warnings(examination)
+    assert "classes without photos in test: ['rust']" in photo_warnings(examination)
 
 
 def split_folder(tmp_path: Path) -> Path:
@@ -197,14 +197,14 @@ def test_a_leak_into_the_test_is_dropped_kept_or_stops_the_run(tmp_path, capsys)
 
     kept = load_splits(str(folder), on_leakage="keep")
     assert kept.leaked == where and not kept.leaks_dropped and len(kept.photos) == len(dropped.photos) + 1
-    assert "kept, though leaked: train/healthy/leak.jpg" in counts_table(kept)
+    assert "kept although leaked: train/healthy/leak.jpg" in counts_table(kept)
 
     with pytest.raises(DataError, match=r"leak\.jpg is also in test as test/healthy/3\.png"):
         load_splits(str(folder), on_leakage="stop")
 
     code, report, table = audit(folder, capsys)
     assert code == 3 and report["duplicates"]["across_splits"] == [["test/healthy/3.png", "train/healthy/leak.jpg"]]
-    assert "to mend: 1 groups of equal photos lie in several splits; keep each in one" in table
+    assert "must be fixed: 1 group of copies in more than one split; keep each in one" in table
 
 
 def test_a_leak_is_counted_in_the_results_of_a_run(tmp_path, tiny_vit, run_script):
@@ -233,7 +233,7 @@ def test_copies_never_lie_on_both_sides_of_a_cut(tmp_path):
         for number in range(20):
             assert split_of[f"rust/{number:02d}.png"] == split_of[f"rust/copy{number:02d}.jpg"]
         assert splits.method == "group"
-        assert "40 photos are copies of each other, in 20 groups" in counts_table(splits)
+        assert "20 groups of copies with 40 photos" in counts_table(splits)
         assert set(split_of.values()) == {"train", "validation", "test"}
 
 
@@ -251,8 +251,8 @@ def test_equal_photos_with_different_labels_are_told(tmp_path, capsys):
     (folder / "healthy/again.png").write_bytes((folder / "rust/05.png").read_bytes())
     code, report, table = audit(folder, capsys)
     assert code == 3 and report["duplicates"]["conflicting_labels"] == [["healthy/again.png", "rust/05.png"]]
-    assert "equal, other labels: 1\n  healthy/again.png = rust/05.png" in table
-    assert "1 groups of equal photos have different labels, such as" in counts_table(load_splits(str(folder)))
+    assert "copies with different labels: 1\n  healthy/again.png = rust/05.png" in table
+    assert "1 group of copies with different labels, such as" in counts_table(load_splits(str(folder)))
 
 
 def test_a_train_photo_of_the_field_set_is_left_out(tmp_path):
@@ -281,7 +281,7 @@ def test_a_model_finds_what_is_alike_and_labels_that_do_not_fit(photos, tiny_vit
     assert code == 0
     suspects = {entry["file"]: entry["suggested"] for entry in report["suspected_mislabels"]}
     assert suspects.get("rust/wrong.jpg") == "healthy" and len(suspects) <= 4
-    assert "labels to look at" in table
+    assert "labels to check" in table
     with Image.open(tmp_path / "suspects.png") as sheet:
         assert sheet.width > 200
     assert all(-1 <= pair["similarity"] <= 1.001 for pair in report["near"])

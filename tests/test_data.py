@@ -68,7 +68,7 @@ def test_the_cut_follows_the_seed_and_the_fractions(tmp_path):
 
 def test_a_class_too_small_to_be_cut_is_named(tmp_path):
     put_classes(tmp_path, blight=3, healthy=10, rust=2)
-    with pytest.raises(DataError, match=r"too few photos to cut a test split from: \{'rust': 1\}"):
+    with pytest.raises(DataError, match=r"too few photos for a test split: \{'rust': 1\}"):
         load_splits(str(tmp_path))
     put_classes(tmp_path, rust=3)
     splits = load_splits(str(tmp_path))
@@ -153,7 +153,7 @@ def test_files_that_are_not_used_are_named(tmp_path):
         "left out: notes.txt (not a photo)",
         "left out: rust/.ipynb_checkpoints/00-checkpoint.png (not a photo)",
         "left out: 2 photos over --max_train_samples or --max_eval_samples",
-        "note: 1 photos are PNG but named .HEIC, such as rust/IMG_1.HEIC",
+        "note: 1 photo with PNG content but the suffix .HEIC, such as rust/IMG_1.HEIC",
     ]
 
 
@@ -214,13 +214,13 @@ def test_a_splits_file_gives_the_same_split_again(tmp_path):
 
     used = splits.photos[0].file
     (tmp_path / "data" / used).rename(tmp_path / "data/rust/new.png")
-    with pytest.raises(DataError, match=f"names 1 photos that the data set lacks, such as '{used}'"):
+    with pytest.raises(DataError, match=f"lists 1 photo missing from the dataset, such as '{used}'"):
         load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "splits.csv"))
-    with pytest.raises(UsageError, match="no splits file at"):
+    with pytest.raises(UsageError, match="there is no splits file"):
         load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "no.csv"))
     for text in ("file,split\nrust/01.png,field\n", "name,split\nrust/01.png,test\n"):
         (tmp_path / "splits.csv").write_text(text)
-        with pytest.raises(DataError, match=r"has the splits \['field'\]|needs the columns file,split"):
+        with pytest.raises(DataError, match=r"has the splits \['field'\]|needs rows with the columns file,split"):
             load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "splits.csv"))
 
 
@@ -233,9 +233,9 @@ def test_broken_photos_stop_the_run_or_are_counted(tmp_path):
     with pytest.raises(DataError) as stopped:
         load_splits(str(tmp_path))
     message = str(stopped.value)
-    assert message.startswith("4 photos cannot be decoded: healthy/00.png (")
+    assert message.startswith("4 broken photos: healthy/00.png (")
     assert "rust/empty.jpg (the file is empty); rust/gone.jpg ([Errno 2] No such file" in message
-    assert "rust/text.jpg (no photo in any of the formats JPEG" in message
+    assert "rust/text.jpg (not a photo in any of the formats JPEG" in message
     assert (message.count("\n"), stopped.value.exit_code) == (0, 3)
 
     splits = load_splits(str(tmp_path), on_broken="skip")
@@ -270,26 +270,30 @@ def test_a_limit_draws_from_the_whole_split_and_again_the_same(tmp_path):
     assert min(counts(limited, "train").values()) >= 1
     assert where(limited) == where(load_splits(str(tmp_path), max_train_samples=30, max_eval_samples=4))
     assert where(limited).items() <= where(load_splits(str(tmp_path))).items()
-    with pytest.raises(UsageError, match="begin at 1; found 0"):
+    with pytest.raises(UsageError, match="must be at least 1; found 0"):
         load_splits(str(tmp_path), max_train_samples=0)
 
 
 @pytest.mark.parametrize("fractions", [{"test_fraction": 0}, {"validation_fraction": 0.9}, {"test_fraction": -0.1}])
 def test_fractions_that_cannot_be_cut_are_refused(fractions, tmp_path):
     put_classes(tmp_path, healthy=10, rust=10)
-    with pytest.raises(UsageError, match="cannot be cut; each is above 0, together they are below 1"):
+    with pytest.raises(UsageError, match="cannot be used; each must be above 0, and their sum below 1"):
         load_splits(str(tmp_path), **fractions)
 
 
 REFUSED_FOLDERS = {
-    r"holds no photos; it needs class folders such as .*/healthy/leaf.jpg": ["notes.txt"],
-    r"'stray.png' lies outside of any class folder; move it to .*/CLASS/": ["a/1.png", "b/1.png", "stray.png"],
-    r"'train/stray.png' lies outside of any class folder": ["train/a/1.png", "test/a/1.png", "train/stray.png"],
+    r"contains no photos; add class folders such as .*/healthy/leaf.jpg": ["notes.txt"],
+    r"'stray.png' is not in a class folder; move it to .*/CLASS/": ["a/1.png", "b/1.png", "stray.png"],
+    r"'train/stray.png' is not in a class folder": ["train/a/1.png", "test/a/1.png", "train/stray.png"],
     r"only one class was found: \['a'\]": ["a/1.png", "a/2.png", "a/3.png"],
-    r"classes without a train photo: \['b'\]": [f"{s}/a/1.png" for s in SPLITS] + ["test/b/2.png"],
-    r"the train split holds no photos": ["test/a/1.png", "test/b/1.png"],
-    r"has two folders for one split: \['train', 'val', 'valid'\]": ["train/a/1.png", "val/a/1.png", "valid/a/1.png"],
-    r"has the splits \['test', 'train'\] beside other folders: \['new'\]": [
+    r"classes without train photos: \['b'\]": [f"{s}/a/1.png" for s in SPLITS] + ["test/b/2.png"],
+    r"the train split contains no photos": ["test/a/1.png", "test/b/1.png"],
+    r"has several folders for one split: \['train', 'val', 'valid'\]": [
+        "train/a/1.png",
+        "val/a/1.png",
+        "valid/a/1.png",
+    ],
+    r"has other folders beside the splits \['test', 'train'\]: \['new'\]": [
         "train/a/1.png",
         "test/a/1.png",
         "new/1.png",
@@ -305,13 +309,13 @@ def test_a_folder_that_cannot_be_trained_on_is_refused(reason, tmp_path):
 
 
 REFUSED_TABLES = {
-    r"needs the columns file_name,label": "file,label\n1.png,a\n",
-    r"names 1 photos that are not there, such as '7.png'": "file_name,label\n1.png,a\n7.png,b\n",
-    r"gives no label to 1 photos, such as '2.png'": "file_name,label\n1.png,a\n2.png,\n",
-    r"names 1 photos more than once, such as '1.png'": "file_name,label,split\n1.png,a,train\n1.png,a,test\n",
-    r"has the split 'field'; allowed are": "file_name,label,split\n1.png,a,field\n2.png,b,test\n",
-    r"gives a split to some photos only": "file_name,label,split\n1.png,a,train\n2.png,b,\n",
-    r"too few photos to cut a test split": "file_name,label,group\n1.png,a,x\n2.png,b,x\n3.png,a,y\n4.png,b,x\n",
+    r"needs rows with the columns file_name,label": "file,label\n1.png,a\n",
+    r"lists 1 missing photo, such as '7.png'": "file_name,label\n1.png,a\n7.png,b\n",
+    r"has 1 row without a label, such as '2.png'": "file_name,label\n1.png,a\n2.png,\n",
+    r"lists 1 photo more than once, such as '1.png'": "file_name,label,split\n1.png,a,train\n1.png,a,test\n",
+    r"has the split 'field'; use train, validation or test": "file_name,label,split\n1.png,a,field\n2.png,b,test\n",
+    r"gives a split to only some of the photos": "file_name,label,split\n1.png,a,train\n2.png,b,\n",
+    r"too few photos for a test split": "file_name,label,group\n1.png,a,x\n2.png,b,x\n3.png,a,y\n4.png,b,x\n",
     r"is not UTF-8": "file_name,label\n1.png,é\n",
 }
 
@@ -352,7 +356,7 @@ def test_the_labels_of_a_field_set_are_those_that_were_trained(lab, tmp_path):
     assert (shift.method, shift.seed) == ("official", None)
     assert len(load_shift_photos(str(tmp_path / "field"), lab, max_eval_samples=4)[1].photos) == 4
     put_classes(tmp_path / "field", scab=1)
-    with pytest.raises(DataError, match=r"labels that are not trained: \['scab'\]; trained are \['blight', 'heal"):
+    with pytest.raises(DataError, match=r"labels that the training set lacks: \['scab'\]; use only \['blight', 'heal"):
         load_shift_photos(str(tmp_path / "field"), lab)
 
 

@@ -1,4 +1,4 @@
-"""Tests that data sets of the Hub are read with their own labels and splits, and that none of them runs code here."""
+"""Tests that datasets on the Hub are read with their own labels and splits, and that none of them runs code here."""
 
 import io
 import json
@@ -97,7 +97,7 @@ def put_repositories(root: Path) -> None:
     for repository, files in {"folders": ["README.md"], "script": ["script.py"], "pickle": ["data/rows.PKL"]}.items():
         for file in files:
             (root / repository / file).parent.mkdir(parents=True, exist_ok=True)
-            (root / repository / file).write_text("raise SystemExit('code of the data set ran')")
+            (root / repository / file).write_text("raise SystemExit('code of the dataset ran')")
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,8 @@ def test_parquet_keeps_the_names_the_splits_and_the_photos_of_its_labels(answers
 def test_photos_whose_label_is_kept_secret_are_left_out_and_counted(answers):
     secret = answers["secret"]
     assert secret["left_out"] == [
-        "1 photos of the split 'train', without a label",
-        "3 photos of the split 'test', without a label",
+        "1 photo without a label in the split 'train'",
+        "3 photos without a label in the split 'test'",
     ]
     # The first row has no label; every other photo still has its own, and the test is cut from them.
     assert {file: [label, grey] for file, (label, _, grey) in secret["photos"].items()} == {
@@ -177,13 +177,17 @@ def test_columns_may_be_chosen(answers):
     [
         ("two_images", "UsageError", "has ['image', 'leaf'] image columns; name one with --image_column_name"),
         ("mistyped", "UsageError", "has no column 'lef' for --image_column_name; it has ['image', 'leaf', 'plant'"),
-        ("other_splits", "DataError", "has no labelled photos in a train, validation or test split: [\"the split '"),
-        ("script", "DataError", "'user/script' is a loading script (script.py), which would run its code here"),
-        ("pickle", "DataError", "'user/pickle' holds the pickle data/rows.PKL, which can run code when it is read"),
+        (
+            "other_splits",
+            "DataError",
+            "has no labelled photos in a train, validation or test split; left out: [\"the split '",
+        ),
+        ("script", "DataError", "'user/script' has a loading script (script.py), which would run code here"),
+        ("pickle", "DataError", "'user/pickle' contains the pickle data/rows.PKL, which can run code when it is read"),
         ("unknown", "UsageError", "'user/unknown' could not be read: 404 Client Error. Repository Not Found"),
         ("tag", "UsageError", "'user/leaves' could not be read: 404 Client Error. Revision Not Found"),
         ("configurations", "UsageError", "pick one among the available configs: ['colour', 'grey']"),
-        ("impossible", "UsageError", "the Hub data set '../photos' could not be read: Repo id must use"),
+        ("impossible", "UsageError", "the Hub dataset '../photos' could not be read: Repo id must use"),
         ("unreachable", "UsageError", "Connection refused; check the name and HF_TOKEN"),
     ],
 )

@@ -5,6 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from agritransfer.data.deduplication import (
     MIN_CORRELATION,
@@ -97,6 +100,18 @@ def test_a_thousand_copies_are_one_group_and_nothing_is_found_in_nothing():
 
 def test_what_is_tied_through_others_is_one_group():
     assert connect(7, [(0, 3), (5, 3), (2, 1)]) == [[0, 3, 5], [1, 2]]
+
+
+def test_transform_and_groups_are_those_of_scipy():
+    thumbnails = np.stack([thumbnail(drawn(seed)) for seed in range(5)])
+    assert np.allclose(_hashes(thumbnails), dctn(_unit(thumbnails), axes=(1, 2), norm="ortho")[:, :12, :12], atol=1e-6)
+    pairs = np.random.default_rng(0).integers(500, size=(300, 2))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    graph = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(500, 500))
+    member_of = connected_components(graph)[1]
+    groups = [np.flatnonzero(member_of == number).tolist() for number in range(member_of.max() + 1)]
+    assert connect(500, pairs.tolist()) == sorted(group for group in groups if len(group) > 1)
+    assert max(map(len, groups)) > 10
 
 
 def test_near_features_are_pairs_by_their_angle_around_the_mean():

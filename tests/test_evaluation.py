@@ -25,9 +25,9 @@ from transformers import EvalPrediction, ViTConfig, ViTForImageClassification, V
 from agritransfer.data.readers.source import Photo
 from agritransfer.evaluation.inference import predict
 from agritransfer.evaluation.intervals import accuracy_interval, macro_f1_interval, wilson_interval
-from agritransfer.evaluation.metrics import ClassificationMetric, compute_metrics
 from agritransfer.evaluation.predictions import write_predictions
 from agritransfer.evaluation.results import score
+from agritransfer.evaluation.trainer_metric import ClassificationMetric, compute_metrics
 from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 

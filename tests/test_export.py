@@ -1,7 +1,9 @@
 """The exported files answer as torch does and say what spoke for it; the 8-bit one is there only if it is as good."""
 
 import copy
+import csv
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -256,6 +258,49 @@ def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_
     assert operators.count("MatMulInteger") >= 6
 
 
+def predicted(run: Path, photos: Path, table: Path) -> list[dict[str, str]]:
+    assert main(["predict", str(run), str(photos), "--output", str(table)]) == 0
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predict_answers_alike_with_and_without_the_export(exported_run, run_copy, tmp_path, capsys):
+    photos = put_photos(tmp_path / "new", seed=7)
+    # Some that the model does not know, and one that is no photo.
+    for number, photo in enumerate(sorted((ROOT / "sample/leaves_field").rglob("*.jpg"))[::20]):
+        shutil.copy(photo, photos / f"leaf{number}.jpg")
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    with pytest.MonkeyPatch.context() as patch:
+        # With its weights out of reach, only the exported file can have answered.
+        patch.setattr("agritransfer.evaluation.inference.load_classifier", None)
+        exported = predicted(exported_run, photos, tmp_path / "exported.csv")
+    assert "note:" not in capsys.readouterr().out
+    weights = predicted(run_copy, photos, tmp_path / "weights.csv")
+    assert len(exported) == len(weights) > 40
+    for ours, theirs in zip(exported, weights, strict=True):
+        for name in ("file", "verdict", "answer", "reason"):
+            assert ours[name] == theirs[name]
+        for name in ("probability", "probability_2", "probability_3"):
+            assert float(ours[name] or 0) == pytest.approx(float(theirs[name] or 0), abs=2e-3)
+    assert {row["verdict"] for row in exported} >= {"answer", "unknown", "broken"}
+
+
+@pytest.mark.parametrize("change", ["weights written later", "another calibration"])
+def test_an_export_of_other_weights_is_not_used(change, exported_run, tmp_path, photos, capsys):
+    run = Path(shutil.copytree(exported_run, tmp_path / "run"))
+    onnx.save(with_other_bias(made(run), np.float32([99, 0, 0])), made(run))
+    if change == "weights written later":
+        later = made(run).stat().st_mtime + 1
+        os.utime(run / "model.safetensors", (later, later))
+    else:
+        results = json.loads((run / "results.json").read_text())
+        results["calibration"]["temperature"] += 1e-9
+        (run / "results.json").write_text(json.dumps(results))
+    rows = predicted(run, photos / "rust", tmp_path / "table.csv")
+    assert {row["answer"] for row in rows} != {"blight"} and len(rows) == 12
+    assert "does not belong to the weights of this run; export the run again" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("bad", [(), ("dynamic",), ("dynamic", "blocks")])
 def test_the_first_8_bit_form_that_passes_is_written_and_why_others_are_not(
     bad, exported_run, run_copy, monkeypatch, capsys
@@ -332,7 +377,7 @@ def test_export_says_in_one_line_what_it_cannot_do(run_copy, tmp_path, capsys):
     next(fewer.rglob("*.jpg")).unlink()
     for name, code, words in (
         (str(tmp_path / "moved"), 2, f"export where '{tmp_path / 'moved'}' is still available and unchanged"),
-        (str(fewer), 3, "names 1 photos that the data set lacks"),
+        (str(fewer), 3, "lists 1 photo missing from the dataset"),
         (str(put_photos(tmp_path / "others", seed=5)), 3, "no longer holds the photos that"),
     ):
         results["dataset"]["name"] = name

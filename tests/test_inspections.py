@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +13,7 @@ from agritransfer.data.sources import read_source
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     return tmp_path / "agritransfer-inspections"
 
 
@@ -73,9 +72,9 @@ def test_what_is_told_of_a_name_is_not_told_of_another(folder):
     look(folder)
     (folder / "rust/0.png").rename(folder / "rust/0.jpg")
     seen = look(folder)
-    assert seen["rust/0.jpg"].notes == ("are PNG but named .jpg",)
+    assert seen["rust/0.jpg"].notes == ("PNG content but the suffix .jpg",)
     assert seen["rust/1.png"].notes == ()
-    assert look(folder)["rust/0.jpg"].notes == ("are PNG but named .jpg",)
+    assert look(folder)["rust/0.jpg"].notes == ("PNG content but the suffix .jpg",)
 
 
 def test_a_broken_photo_is_broken_at_every_look(folder):

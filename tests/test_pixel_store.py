@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import runpy
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ BYTES = 24 * 37 * 49 * 3
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     monkeypatch.setattr(caches, "SPARE_BYTES", 0)
     return tmp_path / "agritransfer-pixels"
 
@@ -75,12 +76,12 @@ def test_stored_and_decoded_pixels_are_the_same_to_the_last_bit(splits, cache):
 def test_every_photo_is_decoded_once_whatever_the_number_of_passes_and_runs(splits, decoded):
     first = PixelStore("auto", 1)
     photos = splits.training_photos(PROCESSOR, "light", first)
-    assert first.line() == "pixel store: 24 photos, 0 MB decoded"
+    assert first.line() == "pixel store: 24 photos (0 MB) decoded"
     for _ in range(2):
         batch(photos)
     second = PixelStore("auto", 1)
     batch(splits.training_photos(PROCESSOR, "light", second))
-    assert second.line() == "pixel store: 24 photos, 0 MB found"
+    assert second.line() == "pixel store: 24 photos (0 MB) found"
     assert sorted(decoded) == list(range(24))
 
 
@@ -106,8 +107,8 @@ def test_damaged_pixels_are_never_used(splits, cache, damage):
     (folder / "pixels.bin").write_bytes(content[:-1] if damage == "shorter" else content)
     store = PixelStore("auto", 1)
     assert torch.equal(batch(splits.training_photos(PROCESSOR, "light", store))["pixel_values"], fresh["pixel_values"])
-    reason = "has 130,535 of 130,536 bytes" if damage == "shorter" else "has other bytes than were written"
-    assert f"{folder.name} {reason} and is made anew" in store.line()
+    reason = "has 130,535 of 130,536 bytes" if damage == "shorter" else "does not match its checksum"
+    assert f"{folder.name} {reason} and is rebuilt" in store.line()
     assert StoredPixels(folder).fault() is None
 
 
@@ -128,7 +129,7 @@ def test_a_cache_that_cannot_be_written_costs_the_store_and_not_the_run(splits, 
     cache.write_text("a file in the place of the folder")
     store = PixelStore("auto", 1)
     assert len(batch(splits.training_photos(PROCESSOR, "light", store))["files"]) == 24
-    assert "24 photos, 0 MB cannot be stored (" in store.line()
+    assert "24 photos (0 MB) not stored (" in store.line()
 
 
 @pytest.mark.parametrize("why", ["limit", "disk"])
@@ -137,7 +138,10 @@ def test_without_room_photos_are_decoded_as_they_are_used(splits, cache, decoded
         monkeypatch.setattr(caches, "free_bytes", lambda folder: BYTES - 1)
     store = PixelStore("auto", (BYTES - 1) / 1e9 if why == "limit" else 1)
     photos = splits.training_photos(PROCESSOR, "light", store)
-    assert "24 photos, 0 MB have no room (--pixel_store_gb, free disk) and are decoded as they are used" in store.line()
+    assert (
+        "no room for 24 photos (0 MB) within --pixel_store_gb and the free disk space, decoded each time"
+        in store.line()
+    )
     assert photos.stored is None
     batch(photos)
     batch(photos)
@@ -169,10 +173,10 @@ def test_the_longest_unused_store_makes_room_and_never_one_of_this_day(splits, c
 def test_a_file_that_is_cut_off_under_way_ends_the_run_with_the_remedy(splits, cache):
     photos = splits.training_photos(PROCESSOR, "light", PixelStore("auto", 1))
     os.truncate(next(cache.glob("*/pixels.bin")), BYTES - 1)
-    with pytest.raises(StorageError, match="is cut off; run the same command again, which makes it anew"):
+    with pytest.raises(StorageError, match="is truncated; rerun the same command, which rebuilds the file"):
         batch(photos)
     shutil.rmtree(cache)
-    with pytest.raises(StorageError, match="is gone .* run the same command again, which makes it anew"):
+    with pytest.raises(StorageError, match="is missing .* rerun the same command, which rebuilds the file"):
         batch(photos)
 
 
@@ -210,8 +214,26 @@ def test_a_run_gives_the_same_weights_with_and_without_the_store(photos, tiny_vi
         code, out, err = run_script("train_finetune.py", *flags, "--output_dir", folder, "--pixel_store", mode)
         assert (code, err) == (0, "")
         printed[mode] = out
-    assert "pixel store: 24 photos, 0 MB decoded" in printed["auto"]
-    assert "pixel store: off, photos are decoded as they are used" in printed["off"]
+    assert "pixel store: 24 photos (0 MB) decoded" in printed["auto"]
+    assert "pixel store: off, photos are decoded each time they are used" in printed["off"]
     assert (tmp_path / "auto/model.safetensors").read_bytes() == (tmp_path / "off/model.safetensors").read_bytes()
     assert (tmp_path / "auto/predictions.csv").read_bytes() == (tmp_path / "off/predictions.csv").read_bytes()
     shutil.rmtree(tmp_path / "auto")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"XDG_CACHE_HOME": "/data/cache"},
+        {"HF_HOME": "~/hub", "XDG_CACHE_HOME": "/data/cache"},
+        {"HF_DATASETS_CACHE": "/scratch/photos", "HF_HOME": "~/hub"},
+    ],
+)
+def test_the_cache_lies_where_datasets_puts_its_own(environment, monkeypatch):
+    for name in ("HF_DATASETS_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = runpy.run_path(datasets.config.__file__, run_name="datasets.config")
+    assert caches.cache_folder("pixels") == Path(config["HF_DATASETS_CACHE"]) / "agritransfer-pixels"

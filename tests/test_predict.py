@@ -55,7 +55,7 @@ def test_a_run_answers_as_the_pipeline_does_up_to_its_calibration(
     in_results = results["shift"]["answered"]
     assert counted["answer"] / 36 == in_results["coverage"] > 0.5
     assert (counted["not sure"], counted["unknown"]) == (in_results["not_sure"], in_results["unknown"])
-    assert "answers begin at" in capsys.readouterr().out
+    assert "answers need at least" in capsys.readouterr().out
 
 
 def test_every_file_has_a_row_and_a_broken_one_its_reason(photos, tiny_vit, tmp_path, capsys):
@@ -76,7 +76,7 @@ def test_every_file_has_a_row_and_a_broken_one_its_reason(photos, tiny_vit, tmp_
     reasons = {Path(row["file"]).name: row["reason"] for row in rows}
     assert reasons["good.jpg"] == "" and "truncated" in reasons["cut.jpg"].lower() and reasons["empty.jpg"] != ""
     out = capsys.readouterr().out
-    assert "1 answer, 0 not sure, 0 unknown, 2 broken" in out and "no results.json, so its probabilities are" in out
+    assert "3 files: 1 answer, 2 broken; the model has no results.json, so its probabilities are not calibrated" in out
     good = next(row for row in rows if row["verdict"] == "answer")
     (first, second) = served(tiny_vit, [good["file"]])[0]
     assert (good["answer"], good["answer_2"]) == (first["label"], second["label"])
@@ -100,7 +100,7 @@ def test_predict_says_in_one_line_what_it_cannot_do(photos, tiny_vit, tmp_path, 
     photo = photos / "rust/00.jpg"
     for words, complaint in (
         ([tiny_vit, tmp_path / "nowhere.jpg"], "no photo at"),
-        ([tiny_vit, photo, "--top_k", "0"], "--top_k begins at 1; found 0"),
+        ([tiny_vit, photo, "--top_k", "0"], "--top_k must be at least 1; found 0"),
         ([tiny_vit, photo, "--output", tmp_path / "no/table.csv"], "make it first"),
         ([photo, photo], "is neither a run folder nor a Hub id"),
         ([photos, photo], "config.json"),
@@ -111,4 +111,4 @@ def test_predict_says_in_one_line_what_it_cannot_do(photos, tiny_vit, tmp_path, 
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no photo")
     assert main(["predict", str(tiny_vit), str(broken), "--output", str(tmp_path / "table.csv")]) == 3
-    assert "none of 1 files can be read as a photo" in capsys.readouterr().err
+    assert "1 file, none of which can be decoded; the reasons are in" in capsys.readouterr().err

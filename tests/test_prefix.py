@@ -4,7 +4,6 @@ import os
 import re
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from test_strategies import LORA, build
@@ -33,7 +32,7 @@ ROOM = 10**9
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """The activations of each test lie in a folder of its own."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -44,12 +44,18 @@ TABLE = [
         ("resume_from_checkpoint", "model"),
     ),
     PrivateName("transformers.Trainer._load_best_model", TRAINER, "the stock Trainer skips renamed weights", ()),
-    PrivateName("evaluate.Metric._info", "agritransfer/evaluation/metrics.py", "how a metric is defined", ()),
+    PrivateName("evaluate.Metric._info", "agritransfer/evaluation/trainer_metric.py", "how a metric is defined", ()),
     PrivateName(
         "evaluate.Metric._compute",
-        "agritransfer/evaluation/metrics.py",
+        "agritransfer/evaluation/trainer_metric.py",
         "how a metric is defined",
         ("predictions", "references"),
+    ),
+    PrivateName(
+        "argparse.HelpFormatter._get_help_string",
+        "agritransfer/runtime/help_format.py",
+        "defaults in --help",
+        ("action",),
     ),
     # Used, with an underscore.
     PrivateName("transformers.Trainer._train_batch_size", TRAINER, "--auto_find_batch_size makes it smaller"),

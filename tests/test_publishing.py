@@ -473,7 +473,11 @@ def test_photos_that_tell_their_place_are_not_opened_to_all(client, hub, tmp_pat
             )
     command = ("publish-dataset", tmp_path / "data", "--repo_id", "user/placed")
     said = client.run(*command, "--hub_private_repo", "false")
-    assert said["code"] == 3 and "GPS in EXIF" in said["err"] and "or publish to a private repository" in said["err"]
+    assert (
+        said["code"] == 3
+        and "a GPS position in the EXIF data" in said["err"]
+        and "or publish to a private repository" in said["err"]
+    )
     assert client.run(*command)["code"] == 0
 
 

@@ -79,10 +79,10 @@ def every(sizes: list[int]) -> set[str]:
     ("sizes", "processes", "told", "left_out"),
     [
         ([6, 6, 6, 6], 2, "each of 2 processes reads 2 shards", 0),
-        ([6, 6, 6], 2, "2 processes do not divide them, so each process reads all of them", 0),
-        ([5, 5, 5], 2, "one photo in 2; 1 photos are left out of each epoch, not always the same", 1),
-        ([9, 9, 9, 2], 2, "they are too unequal in size, so each process reads all of them", 1),
-        ([7, 4], 4, "4 processes do not divide them, so", 3),
+        ([6, 6, 6], 2, "not divisible by 2 processes, so each process reads all shards", 0),
+        ([5, 5, 5], 2, "one photo in 2; 1 photo left out of each epoch, not always the same ones", 1),
+        ([9, 9, 9, 2], 2, "too unequal in size, so each process reads all shards", 1),
+        ([7, 4], 4, "not divisible by 4 processes, so", 3),
     ],
 )
 def test_over_all_processes_every_photo_comes_once_in_an_epoch(sizes, processes, told, left_out, tmp_path):
@@ -166,7 +166,7 @@ def test_a_resumed_run_decodes_no_photo_twice_and_ends_as_an_uninterrupted_one(p
 
 def test_a_small_buffer_mixes_neighbours_only(parquet):
     photos, line = share(parquet, shuffle_buffer=2)
-    assert "mixed 2 at a time" in line
+    assert "shuffled in a buffer of 2 photos" in line
     # With a buffer of two photos only neighbours, of four shards read in turns, change places.
     assert names(photos) != names(share(parquet, shuffle_buffer=24)[0])
 
@@ -179,7 +179,10 @@ def test_labels_counts_and_photos_without_a_label_are_known_before_training(tmp_
     assert splits.label_counts("train") == {"blight": 6, "healthy": 6, "rust": 3}
     assert splits.label_counts("validation") == splits.label_counts("test") == dict.fromkeys(LABELS, 4)
     table = counts_table(splits)
-    assert "3 photos of the split 'train', without a label" in table and "leakage) are not looked for" in table
+    assert (
+        "3 photos without a label in the split 'train'" in table
+        and "they are not checked for copies in validation or test" in table
+    )
     assert [line.split()[1] for line in table.splitlines() if line.split()[0] in LABELS] == ["6", "6", "3"]
     assert class_weights("balanced", splits.label_counts("train")).tolist() == pytest.approx([15 / 18, 15 / 18, 15 / 9])
     photos, _ = share(tmp_path / "shards", 0, 1)
@@ -265,7 +268,7 @@ def test_what_cannot_be_streamed_is_refused_with_the_remedy(photos, parquet, tmp
         with pytest.raises(kind, match=words) as refused:
             load_splits(str(name), streaming=True)
         assert "\n" not in str(refused.value)
-    with pytest.raises(UsageError, match="--shuffle_buffer begins at 1; found 0"):
+    with pytest.raises(UsageError, match="--shuffle_buffer must be at least 1; found 0"):
         load_splits(str(parquet), streaming=True, shuffle_buffer=0)
 
 
@@ -274,7 +277,7 @@ def test_a_streamed_run_leaves_what_every_run_leaves(parquet, tiny_vit, tmp_path
     flags = ("--dataset_name", parquet, "--model_name_or_path", tiny_vit, "--output_dir", run, *STREAM)
     code, out, err = run_script("train_finetune.py", *flags, "--class_weights", "balanced")
     assert code == 0, err
-    assert "streaming 24 photos from 4 shards, mixed 1,000 at a time\n" in out
+    assert "streaming 24 photos from 4 shards, shuffled in a buffer of 1,000 photos\n" in out
     assert out.count("epoch ") == 2 and files_of(run) == EVERY_RUN
     results = json.loads((run / "results.json").read_text())
     assert results["dataset"]["counts"] == dict.fromkeys(("train", "validation", "test"), {}) | {
@@ -319,7 +322,7 @@ def test_a_label_of_the_shards_that_nothing_is_scored_on_ends_the_run(tiny_vit, 
     )
     flags = ("--dataset_name", folder, "--model_name_or_path", tiny_vit, "--output_dir", tmp_path / "run", *STREAM)
     code, _, err = run_script("train_finetune.py", *flags, "--max_steps", "3")
-    assert code == 3 and "train-0-4 (its label, 7, is none of validation's and test's)" in err
+    assert code == 3 and "train-0-4 (its label, 7, is not in validation or test)" in err
 
 
 WATCHED = """

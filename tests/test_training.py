@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from agritransfer.errors import DivergedError
-from agritransfer.evaluation.metrics import compute_metrics
+from agritransfer.evaluation.trainer_metric import compute_metrics
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.photo_dataset import collate
 from agritransfer.images.preprocessing import describe_processor

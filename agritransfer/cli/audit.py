@@ -1,10 +1,10 @@
-"""Look through a set of photos before training: broken, copied, leaking, mis-foldered, too few, perhaps mislabelled.
+"""Check a dataset before training: broken files, copies, leakage, wrong folders, small classes, suspicious labels.
 
-    python -m agritransfer audit photos
-    python -m agritransfer audit photos --model_name_or_path facebook/dinov2-small
+    agritransfer audit photos
+    agritransfer audit photos --model_name_or_path facebook/dinov2-small
 
-With a model it also looks for photos that are alike without being copies, and for labels that its features contradict.
-Writes audit.json, and with a model suspects.png beside it. Exit code 0, or 3 where something must be mended.
+With a model, it also looks for similar photos that are not copies, and for labels that the features contradict. It
+writes audit.json and, with a model, suspects.png beside it. The exit code is 0, or 3 if something must be fixed.
 """
 
 import argparse
@@ -19,20 +19,22 @@ SHEET = 24
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument("dataset", help="Hub id or folder, as --dataset_name of the training scripts")
-    parser.add_argument("--output", type=Path, default=Path("audit.json"), help="where to write what was found")
-    parser.add_argument("--model_name_or_path", help="a pretrained model whose features are compared")
+    parser.add_argument("dataset", help="Hub id or folder, as for --dataset_name of the training scripts")
+    parser.add_argument(
+        "--output", type=Path, default=Path("audit.json"), help="the report to write (default: %(default)s)"
+    )
+    parser.add_argument("--model_name_or_path", help="a pretrained model, to compare the photos by its features")
     parser.add_argument("--model_revision", help="branch, tag or commit of a Hub model")
-    parser.add_argument("--image_size", type=int, help="side of the model's input in pixels")
+    parser.add_argument("--image_size", type=int, help="side of the model's input in pixels (default: the model's own)")
     parser.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
-    parser.add_argument("--image_column_name", help="column of the photos in a Hub dataset")
-    parser.add_argument("--label_column_name", help="column of the labels in a Hub dataset")
-    parser.add_argument("--group_column_name", help="column of what must stay in one split, such as the plant")
-    parser.add_argument("--group_pattern", help="the same from file names, a regular expression")
+    parser.add_argument("--image_column_name", help="column of the photos in a Hub dataset (default: the only one)")
+    parser.add_argument("--label_column_name", help="column of the labels in a Hub dataset (default: the only one)")
+    parser.add_argument("--group_column_name", help="column of groups to keep in one split, such as the plant")
+    parser.add_argument("--group_pattern", help="a regular expression that finds the group in file names")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Audit, print the table, write the report; returns 0, or 3 where something must be mended."""
+    """Check the photos, write the report and print it; returns 0, or 3 if something must be fixed."""
     from agritransfer.data.audit import audit_report, audit_table, examine
     from agritransfer.data.sources import read_source
     from agritransfer.errors import UsageError
@@ -49,17 +51,17 @@ def run(arguments: argparse.Namespace) -> int:
     )
     examination = examine(source.images, source.photos, arguments.dataset)
     report = audit_report(arguments.dataset, source, examination)
-    # One class gives a model nothing to contradict.
+    # With a single class, there is no other label to suggest.
     if arguments.model_name_or_path is not None and len(source.labels) > 1:
-        _look_with_model(arguments, source, examination, report)
+        _check_with_model(arguments, source, examination, report)
     arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(audit_table(report))
     print(f"written to {arguments.output}")
     return 3 if report["faults"] else 0
 
 
-def _look_with_model(arguments: argparse.Namespace, source, examination, report: dict) -> None:
-    """Add what the features of a pretrained model tell to the report, and draw the sheet of suspected labels."""
+def _check_with_model(arguments: argparse.Namespace, source, examination, report: dict) -> None:
+    """Add similar photos and suspicious labels to the report by a model's features, and draw the suspects."""
     import numpy as np
 
     from agritransfer.data.deduplication import near_pairs
@@ -69,6 +71,7 @@ def _look_with_model(arguments: argparse.Namespace, source, examination, report:
     from agritransfer.evaluation.plots import draw_gallery
     from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
     from agritransfer.models.loading import load_pretrained, load_processor
+    from agritransfer.wording import counted
 
     processor = load_processor(arguments.model_name_or_path, arguments.model_revision, arguments.image_size)
     image_size = processor.image_size
@@ -101,18 +104,18 @@ def _look_with_model(arguments: argparse.Namespace, source, examination, report:
         picture = _decode(source.images, photos[place])
         picture.thumbnail((320, 320))
         pictures.append((picture, f"{photos[place].file}", f"perhaps {source.labels[suggested]}"))
-    title = f"Labels to look at: {len(suspects)}, the most doubtful first"
+    title = f"{counted(len(suspects), 'label')} to check, the least probable first"
     draw_gallery(arguments.output.with_name("suspects.png"), pictures, title)
 
 
 def _groups_of(examination, whole: list[int]) -> list[str]:
-    """A name for each whole photo that its copies share."""
+    """A name for each decodable photo that is shared with its copies."""
     name = {place: f"copies {number}" for number, group in enumerate(examination.duplicates) for place in group}
     return [name.get(place) or examination.photos[place].group or f"photo {place}" for place in whole]
 
 
 def _similarity_of_crops(model, processor, images, photos, features) -> float:
-    """How alike a photo and its own middle (90 % of each side) are to this model, by their median."""
+    """The median similarity, to this model, of a photo and its own centre (90 % of each side)."""
     import numpy as np
 
     from agritransfer.evaluation.inference import predict
@@ -140,7 +143,7 @@ def _decode(images, photo):
 
 
 def _middle(picture) -> bytes:
-    """The middle of a picture, 90 % of each side, as PNG."""
+    """The centre of a picture, 90 % of each side, as PNG."""
     width, height = (round(side * (1 - CROP) / 2) for side in picture.size)
     file = io.BytesIO()
     picture.crop((width, height, picture.width - width, picture.height - height)).save(file, "PNG")

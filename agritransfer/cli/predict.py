@@ -1,12 +1,13 @@
-"""Answer for photos with a trained model, and say "not sure" where its answer is not to be trusted.
+"""Answer for photos with a trained model, and say "not sure" where the answer cannot be trusted.
 
-    python -m agritransfer predict runs/NAME leaf.jpg photos/ 'more/*.png' --output predictions.csv
-    python -m agritransfer predict user/model photos/ --top_k 3
+    agritransfer predict runs/NAME leaf.jpg photos/ 'more/*.png' --output predictions.csv
+    agritransfer predict user/model photos/ --top_k 3
 
-The table has a row for every file: its verdict (answer, not sure, unknown, broken), the answers with their calibrated
-probabilities, and why a broken file could not be read. "not sure": the probability is below the model's threshold;
-"unknown": the photo is unlike those that the model was tested on. The rules were fitted on the run's validation photos;
-a model without results.json has none, and then every answer is given as it is.
+The table has a row per file: its verdict (answer, not sure, unknown, broken), the most probable labels with their
+calibrated probabilities, and the reason if the file is broken. "not sure": the probability is below the model's
+threshold. "unknown": the photo is unlike those that the model was validated on. Temperature and thresholds were fitted
+on the validation photos of the run; a model without results.json has none, so all its answers are given. An exported
+run is answered by ONNX Runtime, which starts faster than torch.
 """
 
 import argparse
@@ -14,45 +15,66 @@ import csv
 import glob
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from agritransfer.evaluation.inference import TrainedClassifier
+    from agritransfer.evaluation.onnx_inference import ExportedClassifier
 
 BATCH = 32
-# So many answers are printed; the table has all.
+# Answers that are printed; the table has all.
 SHOWN = 20
-# What a published run is read from; never a pickle.
+# The files to download of a published run; never a pickle.
 WANTED = ("*.json", "model.safetensors", "known_features.safetensors")
+VERDICTS = ("answer", "not sure", "unknown", "broken")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument("model", help="a run folder, or any image classifier: Hub id or folder")
-    parser.add_argument("photos", nargs="+", help="files, folders (all photos below them) or patterns such as '*.jpg'")
-    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="where to write the table")
-    parser.add_argument("--top_k", type=int, default=3, help="how many answers to give for each photo")
+    parser.add_argument("model", help="a run folder, or the Hub id or folder of any image classifier")
+    parser.add_argument(
+        "photos", nargs="+", help="files, folders (with all photos in them) or patterns such as '*.jpg'"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("predictions.csv"), help="the table to write (default: %(default)s)"
+    )
+    parser.add_argument("--top_k", type=int, default=3, help="number of labels per photo (default: %(default)s)")
     parser.add_argument("--model_revision", help="branch, tag or commit of a Hub model")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Answer for every photo, write the table, print what it says; returns 0, or 3 when no photo can be read."""
+    """Answer for every photo, write the table and print a summary; returns 0.
+
+    Raises `DataError` if none of the files can be decoded.
+    """
     from agritransfer.errors import DataError, UsageError
+    from agritransfer.evaluation.results import read_calibration
+    from agritransfer.evaluation.selective import UNCALIBRATED
+    from agritransfer.wording import counted
 
     if arguments.top_k < 1:
-        raise UsageError(f"--top_k begins at 1; found {arguments.top_k}")
+        raise UsageError(f"--top_k must be at least 1; found {arguments.top_k}")
     if not arguments.output.parent.is_dir():
         raise UsageError(f"there is no folder '{arguments.output.parent}' for --output; make it first")
     files = _photo_files(arguments.photos)
     folder = _model_folder(arguments.model, arguments.model_revision)
-    rows, labels, calibration = _answer(folder, files)
-    top_k = min(arguments.top_k, len(labels))
-    _write_table(arguments.output, rows, labels, top_k)
+    classifier = _load_classifier(folder)
+    calibration, known = read_calibration(folder) or (None, None)
+    rows = _answer(classifier, files, calibration or UNCALIBRATED, known)
+    _write_table(arguments.output, rows, classifier.labels, min(arguments.top_k, len(classifier.labels)))
     for row in rows[:SHOWN]:
-        print(_sentence(row, labels))
+        print(_sentence(row, classifier.labels))
     if len(rows) > SHOWN:
         print(f"... and {len(rows) - SHOWN} more")
     print(_summary(rows, calibration))
     print(f"written to {arguments.output}")
     if all(row["verdict"] == "broken" for row in rows):
-        raise DataError(f"none of {len(rows)} files can be read as a photo; the reasons are in {arguments.output}")
+        found = counted(len(rows), "file")
+        raise DataError(f"{found}, none of which can be decoded; the reasons are in {arguments.output}")
     return 0
 
 
@@ -68,63 +90,80 @@ def _photo_files(patterns: list[str]) -> list[Path]:
         else:
             found = [path] if path.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
         if not found:
-            raise UsageError(f"no photo at '{pattern}'; give files, folders that hold photos, or a pattern in quotes")
+            raise UsageError(f"no photo at '{pattern}'; give files, folders with photos, or a pattern in quotes")
         files += [file for file in found if file.is_file()]
     return list(dict.fromkeys(files))
 
 
 def _model_folder(name: str, revision: str | None) -> Path:
-    from agritransfer.data.readers.hub import HUB_ID, hub_errors
+    from agritransfer.data.readers.source import HUB_ID
     from agritransfer.errors import UsageError
 
     if Path(name).is_dir():
         return Path(name)
     if Path(name).exists() or not HUB_ID.fullmatch(name):
-        raise UsageError(f"'{name}' is neither a run folder nor a Hub id such as user/model")
+        raise UsageError(f"'{name}' is neither a run folder nor a Hub id such as user/model; correct the name")
     import huggingface_hub
+
+    from agritransfer.data.readers.hub import hub_errors
 
     with hub_errors(f"the Hub model '{name}'"):
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
 
 
-def _answer(folder: Path, files: list[Path]) -> tuple[list[dict], list[str], dict | None]:
-    """A row for each file, the labels in the order of its probabilities, and the calibration of the run, if any."""
+def _load_classifier(folder: Path) -> "ExportedClassifier | TrainedClassifier":
+    """The exported file of a run if it has one that belongs to its weights, and otherwise the weights themselves."""
+    from agritransfer.errors import UsageError
+
+    # Without the extra `export` there is no ONNX Runtime to ask.
+    if (folder / "onnx/model.onnx").is_file() and find_spec("onnxruntime"):
+        from agritransfer.evaluation.onnx_inference import ExportedClassifier
+
+        try:
+            return ExportedClassifier(folder)
+        except UsageError as error:
+            print(f"note: {error}; the weights are used instead")
+    # Imported here, since torch and transformers take seconds to import.
+    from agritransfer.evaluation.inference import TrainedClassifier
+
+    return TrainedClassifier(folder)
+
+
+def _answer(
+    classifier: "ExportedClassifier | TrainedClassifier", files: list[Path], calibration: dict, known
+) -> list[dict]:
+    """A row per file, with its verdict and the probabilities of the labels or the reason why it is broken."""
     from agritransfer.evaluation.calibration import calibrated_probabilities
-    from agritransfer.evaluation.inference import model_outputs
-    from agritransfer.evaluation.results import read_calibration
-    from agritransfer.evaluation.selective import UNCALIBRATED, verdicts
-    from agritransfer.models.loading import load_classifier
+    from agritransfer.evaluation.selective import verdicts
 
-    model, processor = load_classifier(folder)
-    labels = [model.config.id2label[index] for index in sorted(model.config.id2label)]
-    calibration, known = read_calibration(folder) or (None, None)
-    rules = calibration or UNCALIBRATED
     rows = [{"file": file, "verdict": "broken", "reason": ""} for file in files]
-    whole: list[dict] = []
-    # The batches fill `whole` just before their outputs are asked for, in the same order.
-    for logits, features in model_outputs(model, processor, _batches(rows, processor, whole)):
-        probabilities = calibrated_probabilities(logits, rules["temperature"])
-        for row, verdict, chances in zip(
-            whole[-len(logits) :], verdicts(logits, features, rules, known), probabilities, strict=True
+    decoded: list[dict] = []
+    # Each batch appends its rows to `decoded` just before its outputs are computed, in the same order.
+    for logits, features in classifier.outputs(_batches(rows, classifier, decoded)):
+        probabilities = calibrated_probabilities(logits, calibration["temperature"])
+        for row, verdict, of_labels in zip(
+            decoded[-len(logits) :], verdicts(logits, features, calibration, known), probabilities, strict=True
         ):
-            row |= {"verdict": verdict, "probabilities": chances}
-    return rows, labels, calibration
+            row |= {"verdict": verdict, "probabilities": of_labels}
+    return rows
 
 
-def _batches(rows: list[dict], processor, whole: list[dict]) -> Iterator:
-    """Pixels of the files that can be read, batch by batch; a row whose file cannot be gets the reason."""
+def _batches(
+    rows: list[dict], classifier: "ExportedClassifier | TrainedClassifier", decoded: list[dict]
+) -> Iterator["np.ndarray"]:
+    """The pixels of the files that can be decoded, batch by batch; the rows of the other files get the reason."""
     from concurrent.futures import ThreadPoolExecutor
 
-    import torch
+    import numpy as np
     from tqdm import tqdm
 
     from agritransfer.errors import in_one_line
     from agritransfer.images.decoding import decode_photo
     from agritransfer.runtime.process import available_cores
 
-    def read(row: dict) -> torch.Tensor | str:
+    def read(row: dict) -> np.ndarray | str:
         try:
-            return processor.pixels(decode_photo(row["file"]))
+            return classifier.pixels(decode_photo(row["file"]))
         except (OSError, ValueError) as error:
             return in_one_line(error)
 
@@ -135,20 +174,20 @@ def _batches(rows: list[dict], processor, whole: list[dict]) -> Iterator:
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             pixels = []
-            for row, read_as in zip(part, pool.map(read, part), strict=True):
-                if isinstance(read_as, str):
-                    row["reason"] = read_as
+            for row, pixels_or_reason in zip(part, pool.map(read, part), strict=True):
+                if isinstance(pixels_or_reason, str):
+                    row["reason"] = pixels_or_reason
                 else:
-                    pixels.append(read_as)
-                    whole.append(row)
+                    pixels.append(pixels_or_reason)
+                    decoded.append(row)
             if pixels:
-                yield torch.stack(pixels)
+                yield np.stack(pixels)
             bar.update(len(part))
 
 
 def _ranked(row: dict, labels: list[str]) -> list[tuple[str, float]]:
-    chances = row.get("probabilities", [])
-    return sorted(zip(labels, map(float, chances), strict=False), key=lambda answer: -answer[1])
+    probabilities = row.get("probabilities", [])
+    return sorted(zip(labels, map(float, probabilities), strict=False), key=lambda answer: -answer[1])
 
 
 def _write_table(path: Path, rows: list[dict], labels: list[str], top_k: int) -> None:
@@ -158,7 +197,7 @@ def _write_table(path: Path, rows: list[dict], labels: list[str], top_k: int) ->
         writer = csv.writer(file)
         writer.writerow(["file", "verdict", *answers, "reason"])
         for row in rows:
-            cells = [cell for label, chance in _ranked(row, labels)[:top_k] for cell in (label, f"{chance:.4f}")]
+            cells = [cell for label, share in _ranked(row, labels)[:top_k] for cell in (label, f"{share:.4f}")]
             cells += [""] * (len(answers) - len(cells))
             writer.writerow([row["file"].as_posix(), row["verdict"], *cells, row["reason"]])
 
@@ -166,23 +205,29 @@ def _write_table(path: Path, rows: list[dict], labels: list[str], top_k: int) ->
 def _sentence(row: dict, labels: list[str]) -> str:
     if row["verdict"] == "broken":
         return f"{row['file']}: broken, {row['reason']}"
-    (first, chance), *others = _ranked(row, labels)
+    (first, probability), *others = _ranked(row, labels)
     if row["verdict"] == "answer":
-        return f"{row['file']}: {first} ({chance:.0%})"
+        return f"{row['file']}: {first} ({probability:.0%})"
     if row["verdict"] == "unknown":
-        return f"{row['file']}: unlike what the model knows (nearest: {first})"
+        return f"{row['file']}: unknown, unlike the photos that the model was validated on (nearest: {first})"
     second = f" or {others[0][0]} ({others[0][1]:.0%})" if others else ""
-    return f"{row['file']}: not sure, it could be {first} ({chance:.0%}){second}"
+    return f"{row['file']}: not sure, perhaps {first} ({probability:.0%}){second}"
 
 
 def _summary(rows: list[dict], calibration: dict | None) -> str:
+    from agritransfer.wording import counted
+
     counts = Counter(row["verdict"] for row in rows)
-    counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("answer", "not sure", "unknown", "broken"))
+    answers = counted(counts["answer"], "answer")
+    listed = [
+        answers if verdict == "answer" else f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]
+    ]
+    line = f"{counted(len(rows), 'file')}: {', '.join(listed)}"
     if calibration is None:
-        return f"{len(rows)} files: {counted}; the model has no results.json, so its probabilities are as they come"
+        return f"{line}; the model has no results.json, so its probabilities are not calibrated"
     if calibration["threshold"] is None:
-        return f"{len(rows)} files: {counted}; this run found no threshold for its target, so it is never sure"
+        return f"{line}; no threshold reached the target error on the validation photos, so the model is never sure"
     return (
-        f"{len(rows)} files: {counted}; probabilities are calibrated, answers begin at {calibration['threshold']:.2f} "
-        f"(aim: at most {calibration['target_error']:.0%} of them wrong on photos like the validation's)"
+        f"{line}; probabilities are calibrated, and answers need at least {calibration['threshold']:.2f} "
+        f"(target: at most {calibration['target_error']:.0%} wrong answers on photos like the validation photos)"
     )

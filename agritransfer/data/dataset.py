@@ -1,7 +1,7 @@
 """Which photos, which labels, which split?
 
-Photos that are the same are a group, and no cut divides a group. Where the data came split, a train photo that is also
-in validation or test is dropped, kept or stops the run.
+Copies of a photo form a group, and a group is never divided between splits. In a dataset that has its own splits, a
+train photo that is also in validation or test is dropped, kept or stops the run.
 """
 
 import csv
@@ -10,16 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-import datasets
+from typing import TYPE_CHECKING, Literal
 
 from agritransfer.arguments import DataArguments
 from agritransfer.data.audit import Examination, class_faults, examine, photo_warnings, same_photos
 from agritransfer.data.deduplication import connect
 from agritransfer.data.file_checks import Inspection
 from agritransfer.data.leakage import find_leaks, stop_if_leaked
-from agritransfer.data.readers.source import Photo
+from agritransfer.data.readers.source import Photo, PhotoFiles
 from agritransfer.data.readers.table import read_table
 from agritransfer.data.sources import read_source
 from agritransfer.data.splitting import cut_splits, draw_samples
@@ -29,26 +27,30 @@ from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset, Wh
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.runtime.process import say
+from agritransfer.wording import counted
+
+if TYPE_CHECKING:
+    import datasets
 
 SPLITS = ("train", "validation", "test")
-# So many leaked photos are named; all are counted.
+# Leaked photos that are listed by name; all are counted.
 SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The photos of a run, every one decoded once; `found` counts what the data set holds, `photos` is what is used.
+    """The photos of a run, all of them checked; `found` has all photos of the dataset, `photos` those that are used.
 
-    `inspections` has what the audit saw of each of `photos`; `leaked` tells of each photo that is also in a split that
-    is scored later, where it is, and `leaks_dropped` whether those were left out. With a `stream` the train photos come
-    from there and are none of these.
+    `inspections` has the result of the audit for each of `photos`. `leaked` says, for each photo that is also in a
+    split that is scored later, where that copy is; `leaks_dropped` says whether those photos were left out. With a
+    `stream`, the train photos come from there and are not among these.
     """
 
     name: str
     revision: str | None
     fingerprint: str
     labels: list[str]
-    images: datasets.Dataset
+    images: "PhotoFiles | datasets.Dataset"
     photos: list[Photo]
     inspections: list[Inspection]
     found: list[Photo]
@@ -66,11 +68,11 @@ class Splits:
         return [photo for photo in self.photos if photo.split == split]
 
     def label_indices(self, split: str) -> list[int]:
-        """The label of each photo of one split, as its place in `labels`."""
+        """The label of each photo of one split, as an index into `labels`."""
         return [self.labels.index(photo.label) for photo in self.of(split)]
 
     def label_counts(self, split: str) -> dict[str, int] | None:
-        """How many photos of each label a split holds; None for train shards that do not tell."""
+        """The number of photos of each label in a split; None for train shards without that information."""
         if split == "train" and self.stream:
             return self.stream.counts
         count = Counter(photo.label for photo in self.of(split))
@@ -79,20 +81,20 @@ class Splits:
     def dataset(
         self, split: str, processor: PhotoProcessor, store: PixelStore | None = None
     ) -> PhotoDataset | StreamedPhotos:
-        """The photos of one split as they are scored, kept in the store where one is given."""
+        """The photos of one split as they are scored, their pixels cached if a store is given."""
         return self._items(split, EvaluationPixels(processor), store)
 
     def training_photos(
         self, processor: PhotoProcessor, augmentation: str, store: PixelStore
     ) -> PhotoDataset | StreamedPhotos:
-        """The photos to train on, as this augmentation wants them."""
+        """The photos to train on, in the form that this augmentation needs."""
         return self._items("train", training_pixels(processor, augmentation), store)
 
     def _items(
         self, split: str, pixels: EvaluationPixels | WholePhotos, store: PixelStore | None
     ) -> PhotoDataset | StreamedPhotos:
         if split == "train" and self.stream:
-            # Never stored: what no disk holds has no room in a store either.
+            # Never cached: a streamed dataset may be larger than the disk.
             return StreamedPhotos(self.stream, pixels)
         photos = self.of(split)
         rows, files = [photo.row for photo in photos], [photo.file for photo in photos]
@@ -106,9 +108,9 @@ class Splits:
 
 
 def load_photos(data_args: DataArguments) -> tuple[Splits, Splits | None]:
-    """The photos that these flags ask for: the splits, and the second test set or None; prints what was found.
+    """Load the splits that these flags ask for, and the second test set or None; prints the numbers of photos.
 
-    Raises `UsageError` when there is no such dataset and `DataError` when it cannot be trained on.
+    Raises `UsageError` if there is no such dataset and `DataError` if it cannot be trained on.
     """
     splits = load_splits(data_args.dataset_name, **data_args.split_options())
     splits, shift = load_shift_photos(data_args.shift_dataset_name, splits, **data_args.shift_options())
@@ -135,10 +137,10 @@ def load_splits(
     streaming: bool = False,
     shuffle_buffer: int = 1000,
 ) -> Splits:
-    """Find the photos, audit every one of them once, and give each a label and a split.
+    """Find the photos, check each of them, and give each a label and a split.
 
-    With `streaming` this is so of the data's own validation and test; its train photos stay where they are.
-    Raises `UsageError` when there is no such data set and `DataError` when it cannot be trained on.
+    With `streaming`, only validation and test are loaded; the train photos stay in their shards.
+    Raises `UsageError` if there is no such dataset and `DataError` if it cannot be trained on.
     """
     columns = {"image_column": image_column_name, "label_column": label_column_name}
     if streaming:
@@ -199,16 +201,16 @@ def load_shift_photos(
     on_leakage: Literal["drop", "keep", "stop"] = "drop",
     max_eval_samples: int | None = None,
 ) -> tuple[Splits, Splits | None]:
-    """A second test set, its labels aligned by name with the trained ones; a split set gives its test only.
+    """Load a second test set, its labels matched by name; of a dataset with splits, only the test split is used.
 
-    Returns `splits` without the train and validation photos that the second set holds too, and the second set; without
-    a name `splits` as they are, and None.
+    Returns `splits` without the train and validation photos that are also in the second set, and that set; without a
+    name, returns `splits` unchanged and None.
     """
     if dataset_name is None:
         return splits, None
     source = read_source(dataset_name, image_column=image_column_name, label_column=label_column_name)
     if unknown := sorted(set(source.labels) - set(splits.labels)):
-        raise DataError(f"'{dataset_name}' has labels that are not trained: {unknown}; trained are {splits.labels}")
+        raise DataError(f"'{dataset_name}' has labels that the training set lacks: {unknown}; use only {splits.labels}")
     has_test = any(photo.split == "test" for photo in source.photos)
     found = [replace(photo, split="shift") for photo in source.photos if photo.split == "test" or not has_test]
     examination = examine(source.images, found, dataset_name)
@@ -238,7 +240,7 @@ def load_shift_photos(
 
 
 def _merge_groups(examination: Examination) -> list[Photo]:
-    """The photos, each with its group: those of a given group and those that are the same belong together."""
+    """The photos, each with its group: photos of one given group and copies of a photo belong together."""
     photos = examination.photos
     given = defaultdict(list)
     for place, photo in enumerate(photos):
@@ -269,7 +271,7 @@ def _without_shift_leaks(splits: Splits, shift: Splits, on_leakage: Literal["dro
     kept = [place for place, photo in enumerate(splits.photos) if photo.file not in leaked or on_leakage == "keep"]
     photos, inspections = [splits.photos[place] for place in kept], [splits.inspections[place] for place in kept]
     if not splits.stream and not any(photo.split == "train" for photo in photos):
-        raise DataError(f"all train photos are also in '{shift.name}'; give other photos to --shift_dataset_name")
+        raise DataError(f"all train photos are also in '{shift.name}'; use other photos for --shift_dataset_name")
     _check_classes(photos, splits.labels, splits.stream)
     return replace(
         splits,
@@ -283,10 +285,13 @@ def _without_shift_leaks(splits: Splits, shift: Splits, on_leakage: Literal["dro
 def _stop_if_broken(examination: Examination, on_broken: Literal["stop", "skip"]) -> None:
     broken = examination.broken
     if len(broken) == len(examination.photos):
-        raise DataError(f"none of the {len(broken)} photos can be decoded, such as {_named(broken, 1)}; mend them")
+        raise DataError(
+            f"{counted(len(broken), 'photo')} found, none of which can be decoded, such as {_named(broken, 1)}; "
+            "replace the files"
+        )
     if broken and on_broken == "stop":
         raise DataError(
-            f"{len(broken)} photos cannot be decoded: {_named(broken, 10)}; mend them or add --on_broken skip"
+            f"{counted(len(broken), 'broken photo')}: {_named(broken, 10)}; replace the files or add --on_broken skip"
         )
 
 
@@ -298,17 +303,18 @@ def _group_warnings(examination: Examination, missing: Sequence[str]) -> list[st
     warnings = []
     if copies := examination.duplicates:
         photos, groups = sum(map(len, copies)), len(copies)
-        warnings.append(f"{photos} photos are copies of each other, in {groups} groups; each group counts as one case")
+        groups_of_copies = f"{counted(groups, 'group')} of copies with {photos} photos"
+        warnings.append(f"{groups_of_copies}; each group is kept in one split and counts as one case")
     if conflicts := examination.groups_where("label"):
         named = " and ".join(f"{photo.file}" for photo in conflicts[0][:2])
-        warnings.append(f"{len(conflicts)} groups of equal photos have different labels, such as {named}")
+        warnings.append(f"{counted(len(conflicts), 'group')} of copies with different labels, such as {named}")
     splits_of = defaultdict(set)
     for photo in examination.photos:
         if photo.group and photo.split:
             splits_of[photo.group].add(photo.split)
     if divided := sorted(group for group, splits in splits_of.items() if len(splits) > 1):
         warnings.append(
-            f"{len(divided)} given groups lie in several of the data's own splits, such as '{divided[0]}'; "
+            f"{counted(len(divided), 'group')} divided between the dataset's own splits, such as '{divided[0]}'; "
             "scores may be too high"
         )
     return warnings
@@ -327,7 +333,7 @@ def _fingerprint(photos: list[Photo], inspections: list[Inspection], stream: Tra
 
 
 def write_splits_file(path: Path, splits: Splits) -> None:
-    """Write which file went where; `--splits_file` takes it back."""
+    """Write the split of each file; `--splits_file` reads it."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "split", "group"])
@@ -335,7 +341,7 @@ def write_splits_file(path: Path, splits: Splits) -> None:
 
 
 def counts_table(splits: Splits) -> str:
-    """Files found and used per split and class, and every file that is not used, by name."""
+    """The numbers of photos found and used per split and class, and the name of every file that is not used."""
     used = Counter((photo.split, photo.label) for photo in splits.photos)
     found = Counter((photo.split, photo.label) for photo in splits.found)
     names = [split for split in (*SPLITS, "shift") if any(photo.split == split for photo in splits.found)]
@@ -347,36 +353,39 @@ def counts_table(splits: Splits) -> str:
     for label in splits.labels:
         cells = [f"{used[name, label]} / {found[name, label]}" for name in names]
         if splits.stream:
-            # Counted, if at all: shards of WebDataset do not tell what they hold.
+            # WebDataset shards have no counts.
             cells[0] = f"{streamed[label]}" if streamed else "?"
         lines.append(label.ljust(width) + "".join(f"{cell:>14}" for cell in cells))
     lines += [f"left out, broken: {file} ({reason})" for file, reason in splits.broken.items()]
     lines += [f"left out: {reason}" for reason in splits.left_out]
-    verb = "left out, leaked" if splits.leaks_dropped else "kept, though leaked"
+    verb = "left out, leaked" if splits.leaks_dropped else "kept although leaked"
     lines += [f"{verb}: {file} {where}" for file, where in list(splits.leaked.items())[:SHOWN]]
     if more := len(splits.leaked) - SHOWN:
-        lines += [f"... and {more} more leaked photos"] if more > 0 else []
+        lines += [f"... and {counted(more, 'more leaked photo')}"] if more > 0 else []
     unfit = set(splits.broken) | (set(splits.leaked) if splits.leaks_dropped else set())
     if drawn := len(splits.found) - len(splits.photos) - len(unfit):
-        lines.append(f"left out: {drawn} photos over --max_train_samples or --max_eval_samples")
+        lines.append(f"left out: {counted(drawn, 'photo')} over --max_train_samples or --max_eval_samples")
     lines += [f"note: {warning}" for warning in splits.warnings]
     if splits.stream:
         lines.append(
-            "note: the train photos are streamed: copies of them in validation or test (leakage) are not looked for, "
-            "and broken ones are found only as they come"
+            "note: the train photos are streamed; they are not checked for copies in validation or test (leakage), "
+            "and broken photos are found only during training"
         )
     return "\n".join(lines)
 
 
 def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tuple[str, ...]]:
     if not path.is_file():
-        raise UsageError(f"no splits file at '{path}'; a finished run has one, such as runs/NAME/splits.csv")
+        raise UsageError(f"there is no splits file '{path}'; use that of a finished run, such as runs/NAME/splits.csv")
     split_of = {row["file"]: row["split"] for row in read_table(path, ["file", "split"])}
     if unknown := sorted(set(split_of.values()) - set(SPLITS), key=str):
-        raise DataError(f"'{path}' has the splits {unknown}; allowed are train, validation and test")
+        raise DataError(f"'{path}' has the splits {unknown}; use train, validation and test")
     known = {photo.file for photo in photos}
     if absent := [file for file in split_of if file not in known]:
-        raise DataError(f"'{path}' names {len(absent)} photos that the data set lacks, such as '{absent[0]}'")
+        raise DataError(
+            f"'{path}' lists {counted(len(absent), 'photo')} missing from the dataset, such as '{absent[0]}'; restore "
+            "the photos or leave --splits_file out"
+        )
     kept = [replace(photo, split=split_of[photo.file]) for photo in photos if photo.file in split_of]
     return kept, tuple(f"{photo.file} (not in {path.name})" for photo in photos if photo.file not in split_of)
 
@@ -384,13 +393,13 @@ def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tu
 def _check_classes(photos: list[Photo], labels: list[str], stream: TrainStream | None) -> None:
     count = Counter((photo.split, photo.label) for photo in photos)
     if stream:
-        # Where the shards do not tell, the labels are those of validation and test.
+        # Without counts in the shards, the labels are those of validation and test.
         in_train = stream.counts or dict.fromkeys(labels, 1)
         count.update({("train", label): number for label, number in in_train.items()})
     for split in SPLITS:
         if not any(count[split, label] for label in labels):
-            raise DataError(f"the {split} split holds no photos; add some or leave the split out, so that it is cut")
+            raise DataError(f"the {split} split contains no photos; add some, or remove that split to have it made")
     if untrained := [label for label in labels if not count["train", label]]:
         raise DataError(
-            f"classes without a train photo: {untrained}; add photos, remove these classes or raise --max_train_samples"
+            f"classes without train photos: {untrained}; add photos, remove these classes or raise --max_train_samples"
         )

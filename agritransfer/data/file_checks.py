@@ -1,6 +1,6 @@
-"""What does one photo's file tell, and what is known of it from an earlier look?
+"""Can each file be decoded, what does it contain, and what is known from an earlier check?
 
-A file is decoded when its bytes are seen for the first time on this machine; later runs know it by its sha256.
+A file is decoded when its bytes are first seen on this machine; later runs recognize it by its SHA-256.
 """
 
 import hashlib
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import datasets
 import numpy as np
-from accelerate import PartialState
 from tqdm import tqdm
 
 from agritransfer.data.deduplication import SIDE, thumbnail
@@ -23,15 +21,15 @@ from agritransfer.data.readers.source import Photo
 from agritransfer.errors import in_one_line
 from agritransfer.images.decoding import decode_photo, file_notes
 from agritransfer.runtime.disk_cache import cache_folder, written_whole
-from agritransfer.runtime.process import available_cores
+from agritransfer.runtime.process import available_cores, local_main_process_first
 
-# Raised by whoever changes what an inspection holds or how a photo is decoded.
-VERSION = 1
+# To be raised with every change to the content of an inspection or to the decoding of photos.
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What one photo's file tells: why it cannot be used ("" when it can), its sha256, its look, notes on the file.
+    """One checked file: why it cannot be used ("" if it can), its SHA-256, its thumbnail `look`, notes on the file.
 
     `size` is (width, height) of the upright photo in pixels.
     """
@@ -43,10 +41,13 @@ class Inspection:
     size: tuple[int, int]
 
 
-def inspect(images: datasets.Dataset, photos: Sequence[Photo], name: str) -> list[Inspection]:
-    """What the files of a data set of this name tell; each is read, and decoded if it was never seen before."""
-    # The first process of a machine decodes on all cores, and the others know what it saw.
-    with PartialState().local_main_process_first():
+def inspect(images: Sequence[dict], photos: Sequence[Photo], name: str) -> list[Inspection]:
+    """Check the files of the dataset of this name: each is read, and decoded unless its bytes are known.
+
+    `images` are the rows of a `Source`.
+    """
+    # The first process of a machine decodes on all cores, and the others use its results.
+    with local_main_process_first() as is_first:
         path = _memory_of(name)
         known = _recall(path)
         with ThreadPoolExecutor(available_cores()) as pool:
@@ -55,22 +56,22 @@ def inspect(images: datasets.Dataset, photos: Sequence[Photo], name: str) -> lis
             inspections = list(bar)
         found = zip(photos, inspections, strict=True)
         whole = {_known_as(seen.digest, photo.file): seen for photo, seen in found if not seen.reason}
-        # A cache that cannot be written costs a second look, no more.
-        if PartialState().is_local_main_process and not whole.keys() <= known.keys():
+        # Without a writable cache, the files are only checked again next time.
+        if is_first and not whole.keys() <= known.keys():
             with suppress(OSError):
                 _remember(path, whole)
     return inspections
 
 
 def _known_as(digest: str, file: str) -> str:
-    # Whether a file is named rightly belongs to what is told of it.
+    # The notes also say whether the suffix fits the content.
     return digest + Path(file).suffix.lower()
 
 
 def _inspect(image: dict | None, file: str, known: dict[str, Inspection]) -> Inspection:
     nothing = np.zeros((SIDE, SIDE), np.uint8)
     try:
-        # A row of a Hub data set may hold no image at all.
+        # A row of a Hub dataset may lack its image.
         image = image or {"bytes": b"", "path": None}
         content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         if not content:
@@ -100,7 +101,7 @@ def _recall(path: Path) -> dict[str, Inspection]:
                 for key, look, notes, size in rows
             }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        # None yet, or damaged: then every photo is looked at.
+        # Missing or damaged: then every photo is decoded.
         return {}
 
 

@@ -4,13 +4,14 @@ from typing import Literal
 
 from agritransfer.data.audit import Examination
 from agritransfer.errors import DataError
+from agritransfer.wording import counted
 
-# Of two splits that share a photo the later one keeps it.
+# If two splits share a photo, the one that is scored later keeps it.
 SCORED_LAST = {"train": 0, "validation": 1, "test": 2, "": 0}
 
 
 def find_leaks(examination: Examination, on_leakage: Literal["drop", "keep", "stop"]) -> dict[str, str]:
-    """Where each photo is found again that is also in a split that is scored later."""
+    """For each photo that is also in a split that is scored later, where that copy is."""
     leaked = {}
     for group in examination.groups_where("split"):
         last = max(group, key=lambda photo: SCORED_LAST[photo.split])
@@ -21,7 +22,7 @@ def find_leaks(examination: Examination, on_leakage: Literal["drop", "keep", "st
 
 
 def stop_if_leaked(leaked: dict[str, str], on_leakage: str) -> None:
-    """Raise `DataError` for leaked photos where they are to stop the run."""
+    """Raise `DataError` for leaked photos if `on_leakage` is "stop"."""
     if leaked and on_leakage == "stop":
         named = "; ".join(f"{file} {where}" for file, where in list(leaked.items())[:10])
-        raise DataError(f"{len(leaked)} photos leak: {named}; remove them or use --on_leakage drop")
+        raise DataError(f"{counted(len(leaked), 'leaked photo')}: {named}; remove them or use --on_leakage drop")

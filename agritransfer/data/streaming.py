@@ -1,7 +1,7 @@
-"""How are photos trained on that no disk holds?
+"""How are datasets streamed that are larger than the disk?
 
-Their shards (parquet or WebDataset) are read anew in every pass by `datasets`, as bytes, and decoded as they come. Only
-train photos are streamed: the data set's own validation and test are few enough to be looked at like any others.
+In every epoch, `datasets` reads the shards (parquet or WebDataset) again, as bytes, and each photo is decoded on
+arrival. Only train photos are streamed: validation and test are small enough to be loaded and checked.
 """
 
 import hashlib
@@ -27,25 +27,26 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from agritransfer.data.readers.hub import HUB_ID, hub_errors, pick_columns, refuse_code, source_of_tables
-from agritransfer.data.readers.source import SPLIT_NAMES, Source
+from agritransfer.data.readers.hub import hub_errors, pick_columns, refuse_code, source_of_tables
+from agritransfer.data.readers.source import HUB_ID, SPLIT_NAMES, Source
 from agritransfer.errors import DataError, UsageError, in_one_line
 from agritransfer.images.photo_dataset import EvaluationPixels, WholePhotos, collate, photo_item
+from agritransfer.wording import counted
 
 KINDS = {Parquet: "parquet", WebDataset: "webdataset"}
-# Readers of the shards' ends, which mostly wait for the network.
+# Threads that read the footers of shards and mostly wait for the network.
 READERS = 8
-# So many photos are decoded side by side while the next ones are read.
+# Photos that are decoded in parallel while the next ones are read.
 CHUNK = 16
-# Where more than this share of the photos would be left out of every pass, each process reads all shards instead.
+# If sharing out whole shards would leave more than this share of the photos out, each process reads all shards.
 MOST_LEFT_OUT = 0.01
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of train photos: a mark of what it holds, and its photos by label (None: not known before it is read).
+    """One file of train photos: a mark that identifies its content, and its photos per label (None: not known).
 
-    The label None counts the photos without one.
+    The label None counts the photos without a label.
     """
 
     mark: str
@@ -54,7 +55,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class TrainStream:
-    """The train photos of a data set as rows of bytes, `labels` the names that they may have."""
+    """The train photos of a dataset as rows of bytes; `labels` are the possible names."""
 
     rows: datasets.IterableDataset
     shards: list[Shard]
@@ -67,7 +68,7 @@ class TrainStream:
 
     @property
     def counts(self) -> dict[str, int] | None:
-        """Photos of each label; None where the shards do not tell."""
+        """The number of photos of each label; None for shards without that information."""
         if any(shard.count is None for shard in self.shards):
             return None
         total = sum((shard.count for shard in self.shards), Counter())
@@ -75,18 +76,18 @@ class TrainStream:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of what the shards hold, in their order."""
+        """A digest of the content of all shards, in order."""
         return hashlib.sha256("\n".join(shard.mark for shard in self.shards).encode()).hexdigest()
 
     def label_of(self, row: dict[str, Any]) -> str | None:
-        """The label name of a row, None where it has none."""
+        """The label name of a row, or None if it has none."""
         value = row
         for part in self.label_column.split("."):
             value = (value or {}).get(part)
         return _label_name(value, self.names)
 
     def has_label(self, row: dict[str, Any]) -> bool:
-        """Whether a row can be trained on."""
+        """Whether a row has a label."""
         return self.label_of(row) is not None
 
 
@@ -99,20 +100,22 @@ def open_stream(
     on_broken: Literal["stop", "skip"] = "stop",
     shuffle_buffer: int = 1000,
 ) -> tuple[Source, TrainStream]:
-    """The validation and test photos of a data set, and its train photos as a stream.
+    """The validation and test photos of a dataset, and its train photos as a stream.
 
-    Raises `UsageError` where there is no such data set, `DataError` where it lacks a split or train labels fail.
+    Raises `UsageError` if there is no such dataset, and `DataError` if it lacks a split or its labels cannot be read.
     """
     if shuffle_buffer < 1:
-        raise UsageError(f"--shuffle_buffer begins at 1; found {shuffle_buffer}")
+        raise UsageError(f"--shuffle_buffer must be at least 1; found {shuffle_buffer}")
     kind, files, features, commit = _find_shards(name, revision)
-    left_out = [f"the split '{key}' ({len(of)} files)" for key, of in files.items() if key not in SPLIT_NAMES]
+    left_out = [
+        f"the split '{key}' ({counted(len(of), 'file')})" for key, of in files.items() if key not in SPLIT_NAMES
+    ]
     files = {SPLIT_NAMES[key]: of for key, of in files.items() if key in SPLIT_NAMES}
     for split in ("train", "validation", "test"):
         if split not in files:
             raise DataError(
-                f"'{name}' has no {split} split (it has {sorted(files)}), and streamed photos cannot be cut; add one, "
-                "as `python -m agritransfer publish-dataset` does, or leave --streaming out"
+                f"'{name}' has no {split} split (found: {sorted(files)}), and a streamed dataset cannot be split; add "
+                "one, as `python -m agritransfer publish-dataset` does, or leave --streaming out"
             )
     with hub_errors(f"'{name}'"):
         scored = datasets.load_dataset(
@@ -129,15 +132,15 @@ def open_stream(
     source = source_of_tables(name, scored, image_column, label_column, None)
     names = _names_of(rows.features, label_column)
     shards = _look_at_shards(name, kind, files["train"], label_column, names)
-    counted = sum((shard.count or Counter() for shard in shards), Counter())
-    used = {*source.labels, *counted} - {None}
+    in_train = sum((shard.count or Counter() for shard in shards), Counter())
+    used = {*source.labels, *in_train} - {None}
     labels = [label for label in names or sorted(used) if label in used]
     wanted = (image_column, label_column.split(".")[0], "file", "__key__")
     rows = rows.select_columns([column for column in wanted if column in rows.features])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     stream = TrainStream(rows, shards, image_column, label_column, names, labels, on_broken, shuffle_buffer)
-    if counted[None]:
-        left_out.append(f"{counted[None]} photos of the split 'train', without a label")
+    if unlabelled := in_train[None]:
+        left_out.append(f"{counted(unlabelled, 'photo')} without a label in the split 'train'")
         stream = replace(stream, rows=rows.filter(stream.has_label))
     return replace(source, labels=labels, revision=commit, left_out=(*source.left_out, *left_out)), stream
 
@@ -145,15 +148,15 @@ def open_stream(
 def _find_shards(
     name: str, revision: str | None
 ) -> tuple[str, dict[str, list[str]], datasets.Features | None, str | None]:
-    """The kind of a data set's files, its files by split as `datasets` finds them, its features, its commit."""
+    """The kind of a dataset's files, its files by split as `datasets` finds them, its features, its commit."""
     is_folder, commit = Path(name).is_dir(), None
     if not is_folder and not HUB_ID.fullmatch(name):
         raise UsageError(
-            f"'{name}' is neither a folder nor a Hub id such as user/photos; give one that can be streamed"
+            f"'{name}' is neither a folder nor a Hub id such as user/photos; use a dataset that can be streamed"
         )
-    what = f"'{name}'" if is_folder else f"the Hub data set '{name}'"
+    what = f"'{name}'" if is_folder else f"the Hub dataset '{name}'"
     if not is_folder and huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise UsageError(f"{what} cannot be streamed with HF_HUB_OFFLINE=1; stream a local folder, or unset it")
+        raise UsageError(f"{what} cannot be streamed with HF_HUB_OFFLINE=1; unset it or stream a local folder")
     with hub_errors(what):
         if not is_folder:
             info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
@@ -165,8 +168,8 @@ def _find_shards(
             files = {str(split).lower(): list(files) for split, files in builder.config.data_files.items()}
             return kind, files, builder.info.features, commit
     raise UsageError(
-        f"{what} holds neither parquet nor WebDataset files, which alone can be streamed; leave --streaming out, or "
-        "make parquet of it: python -m agritransfer publish-dataset"
+        f"{what} contains neither parquet nor WebDataset files, the only ones that can be streamed; leave --streaming "
+        "out, or convert the dataset to parquet: python -m agritransfer publish-dataset"
     )
 
 
@@ -176,14 +179,14 @@ def _names_of(features: datasets.Features, label_column: str) -> list[str] | Non
 
 
 def _label_name(value: Any, names: list[str] | None) -> str | None:
-    # The Hub's word for a secret label is -1, which Python would take for the last class.
+    # The Hub marks a hidden label with -1, which Python would take for the last class.
     if value is None or value == -1:
         return None
     return names[value] if names else str(value)
 
 
 def _with_label_of_json(table: datasets.Dataset) -> datasets.Dataset:
-    """A WebDataset may keep the label in a file of JSON beside each photo; here it becomes a column."""
+    """The table with a label column if the WebDataset keeps its labels in a JSON file beside each photo."""
     if not isinstance(table.features.get("json"), dict) or "label" not in table.features["json"]:
         return table
     return table.add_column("json.label", [value["label"] for value in table["json"]])
@@ -193,15 +196,15 @@ def _look_at_shards(name: str, kind: str, files: list[str], label_column: str, n
     look = partial(_look_at_parquet, label_column=label_column, names=names) if kind == "parquet" else _look_at_tar
     with hub_errors(f"'{name}'"), ThreadPoolExecutor(READERS) as pool:
         bar = tqdm(
-            pool.map(look, files), total=len(files), desc="looking at shards", delay=2, leave=False, disable=None
+            pool.map(look, files), total=len(files), desc="reading shard footers", delay=2, leave=False, disable=None
         )
         return list(bar)
 
 
 def _look_at_parquet(file: str, label_column: str, names: list[str] | None) -> Shard:
-    """The labels, and a digest of the footer: it knows the place, size and range of every column's every part."""
+    """The labels, and a digest of the footer, which has the position, size and range of every column chunk."""
     filesystem, path = fsspec.url_to_fs(file)
-    # Without a cache, since a few bytes are read here and there.
+    # Without a cache, since only a few bytes are read at several positions.
     with filesystem.open(path, "rb", cache_type="none") as opened:
         opened.seek(-8, 2)
         length = int.from_bytes(opened.read(4), "little")
@@ -220,10 +223,10 @@ def _look_at_tar(file: str) -> Shard:
 
 
 class StreamedPhotos(torch.utils.data.IterableDataset):
-    """The train photos of one process as items for Trainer, in another order in every epoch.
+    """The train photos of one process as items for Trainer, in a different order in every epoch.
 
-    Each item is that of `PhotoDataset`, and names in `faults` what was wrong with photos that came before it, or in its
-    place. An epoch has the same number of items in every process, so that none waits for another at its end.
+    Each item is that of `PhotoDataset`, with `faults` that describe broken photos before it, or in its place. An epoch
+    has the same number of items in every process, so that none waits for another at its end.
     """
 
     def __init__(self, stream: TrainStream, pixels: EvaluationPixels | WholePhotos):
@@ -231,27 +234,28 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
         self.epoch, self.passed, self.length = 0, (0, 0), 0
 
     def share_out(self, args: TrainingArguments) -> str:
-        """Take this process's share of the photos, and tell in one line how they are shared; called once.
+        """Take this process's share of the photos, and say in one line how they are shared out; called once.
 
-        Raises `UsageError` where the shards do not tell how many photos they hold and --max_steps is not given.
+        Raises `UsageError` if the shards have no counts and --max_steps is not given.
         """
         process, processes, shards = args.process_index, args.world_size, self.stream.shards
         counts = [sum(shard.count.values()) - shard.count[None] for shard in shards if shard.count is not None]
         if not counts and args.max_steps <= 0:
-            raise UsageError("how many photos these shards hold is not known before they are read; add --max_steps N")
+            raise UsageError("the number of photos in these shards is not known in advance; add --max_steps N")
         strategy, how, self.length = _shares(len(shards), counts, processes)
         if not counts:
             self.length = args.max_steps * args.gradient_accumulation_steps * args.train_batch_size
         if self.length < 1:
-            raise UsageError(f"{sum(counts)} train photos are too few for {processes} processes; start fewer")
+            raise UsageError(f"fewer train photos ({sum(counts)}) than processes ({processes}); start fewer processes")
         self.threads = args.dataloader_num_workers
         mixed = self.stream.rows.shuffle(seed=args.seed, buffer_size=self.stream.shuffle_buffer)
         self.rows = split_dataset_by_node(mixed, process, processes, strategy=strategy)
-        held = f"{sum(counts):,} photos" if counts else "photos"
-        return f"streaming {held} from {len(shards)} shards, mixed {self.stream.shuffle_buffer:,} at a time{how}"
+        found = counted(sum(counts), "photo") if counts else "photos"
+        buffer = f"shuffled in a buffer of {counted(self.stream.shuffle_buffer, 'photo')}"
+        return f"streaming {found} from {counted(len(shards), 'shard')}, {buffer}{how}"
 
     def first(self, number: int) -> list[dict[str, Any]]:
-        """So many items as they lie in the shards, shared out or not."""
+        """The first items in the order of the shards, for any process."""
         self.rows, self.threads = self.stream.rows, 0
         return list(islice(self._items(), number))
 
@@ -260,7 +264,7 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
         self.epoch = epoch
 
     def pass_over(self, epoch: int, items: int) -> None:
-        """Let the first items of an epoch come without their pixels: a run that goes on throws them away."""
+        """Skip decoding for the first items of an epoch, which a resumed run discards."""
         self.passed = (epoch, items)
 
     def __len__(self) -> int:
@@ -271,10 +275,10 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
 
     def _items(self) -> Iterator[dict[str, Any]]:
         epoch, passed = self.passed
-        # Where photos may be left out, only their decoding tells which came.
+        # With --on_broken skip, only decoding shows which photos count as items.
         undecoded = passed if epoch == self.epoch and self.stream.on_broken == "stop" else 0
         faults: list[str] = []
-        # A further pass is begun only where photos were left out, or where the length of one is not known.
+        # A further pass begins only if photos were left out or the number of photos is not known.
         for number in count(self.epoch):
             self.rows.set_epoch(number)
             given = 0
@@ -286,7 +290,7 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
                     faults, given = [], given + 1
             undecoded = max(0, undecoded - given)
             if not given:
-                raise DataError(f"no photo of the train shards can be used, such as {faults[:1]}; mend them")
+                raise DataError(f"none of the train photos can be used, such as {faults[:1]}; replace the shards")
 
     def _decoded(self, undecoded: int) -> Iterator[dict[str, Any]]:
         """One pass over the photos, decoded by as many threads as there are loader workers."""
@@ -303,7 +307,7 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
             yield from (item.result() for item in ahead)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        # Not `iter(rows)`, which gives another order within a loader worker.
+        # Not `iter(rows)`, whose order differs in a loader worker.
         for chunk in self.rows.iter(CHUNK):
             yield from (dict(zip(chunk, values, strict=True)) for values in zip(*chunk.values(), strict=True))
 
@@ -315,7 +319,7 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
             return photo_item(self.pixels, torch.zeros(1, 1, 3, dtype=torch.uint8), 0, file) | {"fault": None}
         label, fault = self.stream.label_of(row), None
         if label not in self.stream.labels:
-            fault = f"{file} (its label, {label}, is none of validation's and test's)"
+            fault = f"{file} (its label, {label}, is not in validation or test)"
         try:
             if fault is None:
                 pixels = self.pixels.read(content)
@@ -326,35 +330,35 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
 
 
 def _shares(shards: int, counts: list[int], processes: int) -> tuple[str, str, int]:
-    """How shards are shared out: a strategy of `split_dataset_by_node`, the same in words, photos of each process."""
+    """How photos are shared out: a strategy of `split_dataset_by_node`, its description, the photos per process."""
     if processes == 1:
         return "auto", "", sum(counts)
     by_photo = sum(counts) // processes
-    # Which shards a process reads is drawn anew in every epoch: at worst the smallest.
+    # The shards of a process are drawn again in every epoch: at worst the smallest ones.
     by_shard = sum(sorted(counts)[: shards // processes])
     if shards % processes == 0 and by_shard >= by_photo * (1 - MOST_LEFT_OUT):
         left_out = sum(counts) - processes * by_shard
         return (
             "shards",
-            f"; each of {processes} processes reads {shards // processes} shards" + _told(left_out),
+            f"; each of {processes} processes reads {counted(shards // processes, 'shard')}" + _told(left_out),
             by_shard,
         )
-    why = f"{processes} processes do not divide them" if shards % processes else "they are too unequal in size"
-    told = f"; {why}, so each process reads all of them and keeps one photo in {processes}"
+    why = f"not divisible by {processes} processes" if shards % processes else "too unequal in size"
+    told = f"; {why}, so each process reads all shards and keeps one photo in {processes}"
     return "examples", told + _told(sum(counts) - processes * by_photo), by_photo
 
 
 def _told(left_out: int) -> str:
-    return f"; {left_out} photos are left out of each epoch, not always the same" if left_out else ""
+    return f"; {counted(left_out, 'photo')} left out of each epoch, not always the same ones" if left_out else ""
 
 
 def _black_photo() -> bytes:
-    """Stands where a photo cannot be decoded until all processes have stopped."""
+    """A placeholder for a photo that cannot be decoded, until all processes have stopped."""
     opened = io.BytesIO()
     Image.new("RGB", (256, 256)).save(opened, "PNG")
     return opened.getvalue()
 
 
 def collate_stream(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `collate` gives, and the `faults` of all items."""
+    """The batch of `collate` with the `faults` of all items."""
     return collate(items) | {"faults": [fault for item in items for fault in item["faults"]]}

@@ -1,17 +1,20 @@
-"""Do the probabilities hold?"""
+"""Are the probabilities calibrated?"""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 
 BINS = 15
 
 
 def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
-    """What the logits are divided by so that probabilities hold (Guo et al. 2017), by maximum likelihood.
+    """The temperature to divide logits (photos, classes) by (Guo et al. 2017), fitted by maximum likelihood.
 
-    The truth counts as 1 - 1 / (n + 2), as in Platt's scaling, so that no sample of n right answers makes it certain.
+    The target probability of the true class is 1 - 1 / (n + 2), as in Platt scaling, so that n correct answers never
+    lead to a probability of 1.
     """
+    # Imported here, since applying a temperature does not need scipy.
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
     classes, doubt = logits.shape[1], 1 / (len(truth) + 2)
     target = np.full(logits.shape, doubt / (classes - 1))
     target[np.arange(len(truth)), truth] = 1 - doubt
@@ -23,12 +26,14 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
 
 
 def calibrated_probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities of shape (photos, classes)."""
-    return softmax(logits.astype(np.float64) / temperature, axis=1)
+    """The softmax of logits (photos, classes) divided by the temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def confidence_bins(probabilities: np.ndarray, truth: np.ndarray) -> list[tuple[float, float, int]]:
-    """Mean confidence, accuracy and number of photos in each of 15 equal bins of confidence that holds any."""
+    """Mean confidence, accuracy and number of photos of each of 15 equal-width confidence bins that is not empty."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     members = [bins == number for number in range(BINS)]

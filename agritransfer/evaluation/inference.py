@@ -1,17 +1,20 @@
 """What does a model answer for a set of photos?"""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from agritransfer.images.photo_dataset import PhotoDataset, collate
 from agritransfer.images.preprocessing import PhotoProcessor
+from agritransfer.models.loading import load_classifier
 from agritransfer.models.structure import find_head
 
 
@@ -27,6 +30,26 @@ def predict(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> t
         outputs = list(model_outputs(model, dataset.pixels.processor, (batch["pixel_values"] for batch in bar)))
     logits, features = zip(*outputs, strict=True) if outputs else ((), ())
     return np.concatenate(gather_object(list(logits))), np.concatenate(gather_object(list(features)))
+
+
+class TrainedClassifier:
+    """A trained model of any origin with its `labels` and image processor.
+
+    Raises `UsageError` for a folder without a safetensors model of a kind that transformers knows.
+    """
+
+    def __init__(self, folder: Path):
+        self.model, self.processor = load_classifier(folder)
+        id2label = self.model.config.id2label
+        self.labels: list[str] = [id2label[index] for index in sorted(id2label)]
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The pixels that the model sees of an upright RGB photo: uint8 (3, side, side)."""
+        return self.processor.pixels(image).numpy()
+
+    def outputs(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Logits (photos, classes) and the head's input (photos, width) of each batch of pixels, one by one."""
+        return model_outputs(self.model, self.processor, map(torch.from_numpy, batches))
 
 
 def model_outputs(

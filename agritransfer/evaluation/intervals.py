@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 from agritransfer.evaluation.metrics import macro_f1
 
@@ -12,6 +11,9 @@ RESAMPLES = 2000
 
 def wilson_interval(successes: int, trials: int) -> list[float]:
     """95 % Wilson score interval of a share; of 20 right answers in 20 it says [0.84, 1], a bootstrap [1, 1]."""
+    # Imported here, since commands that compute no interval import this file too.
+    from scipy.stats import binomtest
+
     interval = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 

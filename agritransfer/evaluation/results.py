@@ -3,16 +3,18 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agritransfer.data.dataset import Splits
 from agritransfer.evaluation.calibration import calibrated_probabilities, expected_calibration_error
 from agritransfer.evaluation.intervals import accuracy_interval, macro_f1_interval
 from agritransfer.evaluation.metrics import scores_of
 from agritransfer.evaluation.novelty import Known, load_known
 from agritransfer.evaluation.selective import answered_scores, calibrate, verdicts
+
+if TYPE_CHECKING:
+    from agritransfer.data.dataset import Splits
 
 KNOWN_FILE = "known_features.safetensors"
 
@@ -36,7 +38,7 @@ def score(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], groups: 
 
 
 def score_splits(
-    outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], sources: Mapping[str, Splits], target_error: float
+    outputs: Mapping[str, tuple[np.ndarray, np.ndarray]], sources: "Mapping[str, Splits]", target_error: float
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any], Known | None]:
     """The entries of the scored splits and of `calibration` in `results.json`, and the reference features.
 

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 pillow_heif.register_heif_opener()
 
 
-# Pillow opens MPO, which phones write, as JPEG, and knows no opener of that name.
+# Pillow opens MPO, which phones write, as JPEG, and has no opener of that name.
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF")
 FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
@@ -21,19 +21,19 @@ FORMAT_OF_SUFFIX = {
     ".webp": "WEBP",
     ".bmp": "BMP",
 }
-# Checked in the header: a small file can unpack to gigabytes.
+# Checked in the header, since a small file can decompress to gigabytes.
 MAX_PIXELS = 40_000_000
 
 
 def decode_photo(photo: str | Path | bytes, least_side: int | None = None) -> Image.Image:
     """Decode a file or its bytes to an upright RGB image.
 
-    With `least_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size while both sides keep so many pixels. 16-bit
-    photos are scaled, transparent ones laid on white, of several frames the first is taken.
-    Raises `OSError` or `ValueError`, with the reason, for what is not a whole photo.
+    With `least_side`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep that many pixels.
+    16-bit photos are scaled to 8 bits, transparent ones composited on white; of several frames, the first is used.
+    Raises `OSError` or `ValueError`, with the reason, for a file that is not a complete photo.
     """
     source = io.BytesIO(photo) if isinstance(photo, bytes) else photo
-    limit = f"over {MAX_PIXELS // 10**6} million pixels; shrink it"
+    limit = f"over {MAX_PIXELS // 10**6} million pixels; resize it"
     try:
         with Image.open(source, formats=PHOTO_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -43,37 +43,37 @@ def decode_photo(photo: str | Path | bytes, least_side: int | None = None) -> Im
             image.load()
             return _as_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        # Pillow's own words name an address in memory.
-        raise ValueError(f"no photo in any of the formats {', '.join(PHOTO_FORMATS)}") from error
+        # Pillow's own message contains a memory address.
+        raise ValueError(f"not a photo in any of the formats {', '.join(PHOTO_FORMATS)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(limit) from error
     except (SyntaxError, struct.error, EOFError) as error:
-        # Raised for a broken part of a PNG, for broken EXIF, and for HEIC that ends too early.
+        # Raised for a damaged chunk of a PNG, for damaged EXIF data and for truncated HEIC.
         raise ValueError(str(error)) from error
 
 
 def file_notes(content: bytes, name: str) -> tuple[str, ...]:
-    """What the header of a photo tells that its pixels do not, each to be read after "5 photos ..."."""
+    """Notes from the header of a photo, each phrased to follow "5 photos with ..."."""
     with Image.open(io.BytesIO(content), formats=PHOTO_FORMATS) as image:
         notes = []
         expected = FORMAT_OF_SUFFIX.get(Path(name).suffix.lower(), image.format)
         if image.format not in (expected, "MPO"):
-            notes.append(f"are {image.format} but named {Path(name).suffix}")
+            notes.append(f"{image.format} content but the suffix {Path(name).suffix}")
         if image.mode.startswith("I;16"):
-            notes.append("have 16 bits a colour and are scaled to 8")
+            notes.append("16 bits per channel, scaled to 8")
         if image.mode == "CMYK":
-            notes.append("have printer's colours (CMYK) and are made RGB")
+            notes.append("CMYK colours, converted to RGB")
         if image.getexif().get_ifd(ExifTags.IFD.GPSInfo):
-            notes.append("say where they were taken (GPS in EXIF); remove it before you share them")
+            notes.append("a GPS position in the EXIF data (remove it before sharing)")
         return tuple(notes)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Pillow clips 16 bits to 8, which turns most of a photo white.
+        # Pillow would clip 16 bits to 8, which turns most of a photo white.
         return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels are 32-bit numbers without a known range; save it with 8 or 16 bits")
+        raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torchvision.transforms import v2
@@ -75,7 +74,7 @@ class PhotoDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        images: datasets.Dataset,
+        images: Sequence[dict[str, Any]],
         rows: Sequence[int],
         labels: Sequence[int],
         files: Sequence[str],

@@ -1,7 +1,7 @@
-"""Where do decoded pixels lie, so that no photo is decoded twice?
+"""Where are decoded pixels kept, so that no photo is decoded twice?
 
-A store holds the pixels of one set of photos, made in one way, in one file, for all processes of a run and for later
-runs. It lies in the cache of `datasets`.
+A store is one file with the pixels of one set of photos, decoded in one way, for all processes of a run and for later
+runs. It is kept in the cache folder of `datasets`.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from agritransfer.images.photo_dataset import PhotoDataset
@@ -31,21 +30,22 @@ from agritransfer.runtime.disk_cache import (
     read_at,
     written_whole,
 )
-from agritransfer.runtime.process import available_cores
+from agritransfer.runtime.process import available_cores, local_main_process_first
+from agritransfer.wording import counted
 
-# Raised by whoever changes how pixels are made or how they lie in the file.
+# To be raised with every change to the decoding of pixels or to the layout of the file.
 VERSION = 1
-# These decode and resize, each release a little in its own way.
+# Each release of these may decode and resize slightly differently.
 DECODERS = ("pillow", "pillow-heif", "torch", "torchvision", "transformers")
 PIXELS, INDEX = "pixels.bin", "index.json"
-# So many photos are decoded before their pixels are written, in their order.
+# Photos that are decoded in parallel before their pixels are written in order.
 CHUNK = 256
 # The share of a GPU's free memory that pixels may take.
 GPU_SHARE = 0.25
 
 
 class StoredPixels(Sequence[torch.Tensor]):
-    """The pixels of a set of photos in their order, each uint8 (height, width, 3), read from the file when used."""
+    """The pixels of a set of photos in order, each uint8 (height, width, 3), read from the file when used."""
 
     def __init__(self, folder: Path):
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -65,16 +65,16 @@ class StoredPixels(Sequence[torch.Tensor]):
         return pixels
 
     def fault(self) -> str | None:
-        """Why these bytes cannot be trusted, or None."""
+        """Why the file cannot be used, or None."""
         size = self.file.stat().st_size
         if size != self.starts[-1]:
             return f"has {size:,} of {self.starts[-1]:,} bytes"
         with self.file.open("rb") as file:
             intact = checksum_of(file, size) == self.checksum
-        return None if intact else "has other bytes than were written"
+        return None if intact else "does not match its checksum"
 
     def move_to_gpu(self, device: torch.device) -> bool:
-        """Hold all pixels on the GPU where they take little of it, and say so; then a step waits for no disk."""
+        """Keep all pixels on the GPU if they fit into a quarter of its free memory; whether they do."""
         if self.starts[-1] > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
         self.on_gpu = torch.from_numpy(np.fromfile(self.file, np.uint8)).to(device)
@@ -82,7 +82,7 @@ class StoredPixels(Sequence[torch.Tensor]):
 
 
 class PixelStore:
-    """The stores of a machine, at most `gigabytes` of them (10^9 bytes); those unused for a day make room."""
+    """The stores of a machine, up to `gigabytes` (10^9 bytes) in total; those unused for a day make room for others."""
 
     def __init__(self, mode: Literal["auto", "off"], gigabytes: float):
         self.mode, self.limit = mode, int(gigabytes * 10**9)
@@ -90,18 +90,18 @@ class PixelStore:
         self.notes: list[str] = []
 
     def keep(self, dataset: PhotoDataset, digests: Sequence[str], sizes: Sequence[tuple[int, int]]) -> PhotoDataset:
-        """The same items, decoded at most once: read from their store, which is built where there is none.
+        """The dataset with its pixels read from their store, which is built if it does not exist.
 
-        `digests` are sha256 of the files, `sizes` (width, height) of the upright photos. Where the store is off or has
-        no room, the dataset is given back as it is.
+        `digests` are the SHA-256 of the files, `sizes` the (width, height) of the upright photos. If the store is off
+        or has no room, the dataset is returned unchanged.
         """
         if self.mode == "off":
             return dataset
         store = self.folder / _name(dataset, digests)
         needed = sum(height * width * 3 for height, width in itertools.starmap(dataset.pixels.shape, sizes))
-        # One process of a machine builds, the others wait and read the same file.
-        with PartialState().local_main_process_first():
-            if PartialState().is_local_main_process:
+        # One process of a machine builds the store, the others wait and read the same file.
+        with local_main_process_first() as is_first:
+            if is_first:
                 self._prepare(store, dataset, needed)
         if not store.is_dir():
             return dataset
@@ -110,40 +110,42 @@ class PixelStore:
         return dataset
 
     def line(self) -> str:
-        """What was stored, in one line."""
+        """What the store did, in one line."""
         if self.mode == "off":
-            return "pixel store: off, photos are decoded as they are used"
+            return "pixel store: off, photos are decoded each time they are used"
         return "pixel store: " + "; ".join(self.notes)
 
     def _prepare(self, store: Path, dataset: PhotoDataset, needed: int) -> None:
-        told = f"{len(dataset):,} photos, {needed / 1e6:,.0f} MB"
+        told = f"{counted(len(dataset), 'photo')} ({needed / 1e6:,.0f} MB)"
         if store.is_dir():
             fault = StoredPixels(store).fault()
             if fault is None:
                 self.notes.append(f"{told} found")
                 return
-            self.notes.append(f"{store.name} {fault} and is made anew")
+            self.notes.append(f"{store.name} {fault} and is rebuilt")
             shutil.rmtree(store)
         try:
             if not make_room(self.folder, needed, self.limit):
-                self.notes.append(f"{told} have no room (--pixel_store_gb, free disk) and are decoded as they are used")
+                self.notes.append(
+                    f"no room for {told} within --pixel_store_gb and the free disk space, decoded each time"
+                )
                 return
             _build(store, dataset)
         except OSError as error:
-            self.notes.append(f"{told} cannot be stored ({error}) and are decoded as they are used")
+            self.notes.append(f"{told} not stored ({error}), decoded each time")
         else:
             self.notes.append(f"{told} decoded")
 
 
 def _name(dataset: PhotoDataset, digests: Sequence[str]) -> str:
-    """The name of the store of these photos in this order, decoded in this way by these libraries."""
+    """The name of the store for these photos in this order, decoded in this way by these libraries."""
     libraries = [f"{package} {version(package)}" for package in DECODERS]
     lines = [str(VERSION), *libraries, dataset.pixels.mark(), *digests]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:24]
 
 
 def _build(store: Path, dataset: PhotoDataset) -> None:
-    """Decode every photo on all cores into a folder that gets its name when it is whole."""
+    """Decode every photo on all cores into a folder that is renamed once it is complete."""
     shapes, checksum = [], 0
     bar = tqdm(total=len(dataset), desc="decoding photos once", delay=2, leave=False, disable=None)
     with written_whole(store) as begun, bar, _one_thread_each() as pool:
@@ -166,7 +168,7 @@ def _decoded(dataset: PhotoDataset, pool: ThreadPoolExecutor) -> Iterator[torch.
 
 @contextmanager
 def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as cores, and torch within each of them on its own."""
+    """A thread per core, with torch limited to one thread in each of them."""
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -1,6 +1,6 @@
 """How do large files in the cache stay whole and bounded?
 
-They lie in the cache of `datasets`, serve the runs and processes of a machine, and can all be made again.
+They lie in the cache folder of `datasets`, are shared by the runs and processes of a machine, and can be made again.
 """
 
 import os
@@ -13,13 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import datasets
 import numpy as np
 
 from agritransfer.errors import StorageError
 
 UNFINISHED = "unfinished-"
-# What another run may still read is not taken away.
+# Files used within this time may still be read by another run and are not deleted.
 IN_USE_SECONDS = 24 * 3600
 # Left free on the disk for the run itself.
 SPARE_BYTES = 2 * 10**9
@@ -27,15 +26,18 @@ BLOCK = 1 << 24
 
 
 def cache_folder(kind: str) -> Path:
-    """Where what is cached of one kind lies."""
-    return Path(datasets.config.HF_DATASETS_CACHE) / f"agritransfer-{kind}"
+    """The cache folder for files of one kind, inside the cache folder of `datasets`."""
+    # The rule of datasets.config, whose import takes longer than an audit of a small folder.
+    default_home = os.path.join(os.getenv("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    home = os.path.expanduser(os.getenv("HF_HOME", default_home))
+    return Path(os.getenv("HF_DATASETS_CACHE", os.path.join(home, "datasets"))) / f"agritransfer-{kind}"
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives the place to write a file or folder to; it gets its name at the end, and nothing is left of a failure.
+    """Yield a temporary path to write a file or folder to; it is renamed at the end, or removed after a failure.
 
-    Where another run was faster, its folder stays.
+    If another run has finished the same folder first, that one is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     begun = path.with_name(f"{UNFINISHED}{path.name}-{platform.node()}-{os.getpid()}")
@@ -48,25 +50,25 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def force_to_disk(file: BinaryIO) -> None:
-    """Return once all that was written to a file lies on the disk."""
+    """Flush a file and wait until its content is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def mark_as_used(path: Path) -> None:
-    """Keep a file or folder from making room for another for a day."""
-    # In a cache that several users share it may be another's.
+    """Protect a file or folder from being deleted by `make_room` for a day."""
+    # In a shared cache it may belong to another user.
     with suppress(PermissionError):
         os.utime(path)
 
 
 def make_room(folder: Path, needed: int, limit: int) -> bool:
-    """Delete what was used longest ago until so many bytes fit, within the limit and on the disk; whether they do."""
+    """Delete the least recently used files until `needed` bytes fit into the limit and on the disk; whether they do."""
     folder.mkdir(parents=True, exist_ok=True)
     if needed > limit:
         return False
     ages = {path: time.time() - path.stat().st_mtime for path in folder.iterdir()}
-    # What another run is making now gets its name under way; a day old, it was left by one that was killed.
+    # Another run may still be writing an unfinished file; after a day, the run that wrote it was killed.
     ages = {path: age for path, age in ages.items() if not path.name.startswith(UNFINISHED) or age > IN_USE_SECONDS}
     taken = {path: _size(path) for path in ages}
     idle = sorted((path for path in ages if ages[path] > IN_USE_SECONDS), key=ages.get)
@@ -78,7 +80,7 @@ def make_room(folder: Path, needed: int, limit: int) -> bool:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that the disk of a folder still takes."""
+    """Free bytes on the disk of a folder."""
     return shutil.disk_usage(folder).free
 
 
@@ -96,19 +98,19 @@ def _remove(path: Path) -> None:
 def read_at(path: Path, start: int, target: np.ndarray) -> None:
     """Fill an array with the bytes of a file from `start` on.
 
-    The system keeps what was read in memory that it can take back, once for all processes. A mapped file would do the
-    same, but would be told as the memory of each of them. Raises `StorageError` where the file is gone or too short.
+    The operating system's page cache holds what was read once for all processes. A memory-mapped file would do so too,
+    but would count as the memory of each process. Raises `StorageError` if the file is missing or too short.
     """
-    remedy = "run the same command again, which makes it anew and goes on"
-    # Opened each time, since a file that is shared with a loader worker would share its place too.
+    remedy = "rerun the same command, which rebuilds the file and resumes"
+    # Opened each time: a file object that loader workers inherit would share its position with them.
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(start)
             read = file.readinto(target.reshape(-1).view(np.uint8))
     except OSError as error:
-        raise StorageError(f"{path} is gone ({error}); {remedy}") from error
+        raise StorageError(f"{path} is missing ({error}); {remedy}") from error
     if read != target.nbytes:
-        raise StorageError(f"{path} is cut off; {remedy}")
+        raise StorageError(f"{path} is truncated; {remedy}")
 
 
 def checksum_of(file: BinaryIO, size: int) -> int:

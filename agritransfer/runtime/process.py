@@ -9,6 +9,8 @@ import gc
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 # Imported objects stay alive, so Python's default of a collection every 700 objects finds nothing to free.
 OBJECTS_BETWEEN_COLLECTIONS = 50_000
+# Any of these tells how many processes a launcher started; accelerate reads the same.
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # Of mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -69,6 +73,25 @@ def prepare_process(args: "TrainingArguments") -> None:
     # accelerate limits every process to one thread when its configuration allows a GPU.
     torch.set_num_threads(max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     transformers.set_seed(args.seed)
+
+
+def is_distributed() -> bool:
+    """Whether a launcher such as `accelerate launch` or torchrun started several processes, this one among them."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in WORLD_SIZES)
+
+
+@contextmanager
+def local_main_process_first() -> Iterator[bool]:
+    """Run the body in one process of this machine before the others; yields whether this process is that one."""
+    if not is_distributed():
+        # Without others to wait for, accelerate and torch need not be imported.
+        yield True
+        return
+    from accelerate import PartialState
+
+    state = PartialState()
+    with state.local_main_process_first():
+        yield state.is_local_main_process
 
 
 def say(*lines: str) -> None:

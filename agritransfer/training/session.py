@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from agritransfer.data.dataset import Splits
-from agritransfer.evaluation.metrics import compute_metrics
+from agritransfer.evaluation.trainer_metric import compute_metrics
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.images.preprocessing import PhotoProcessor

@@ -1,33 +1,31 @@
 """Which photos and labels does a folder hold?
 
-Folders are listed and labelled here, not by `datasets.load_dataset("imagefolder")`, which guesses splits from any word
-of a path and merges `Tomato/healthy` with `Corn/healthy`.
+Folders are listed and labelled here rather than by `datasets.load_dataset("imagefolder")`, which guesses splits from
+any word in a path and merges `Tomato/healthy` with `Corn/healthy`.
 """
 
 import os
 from pathlib import Path
 
-import datasets
-
-from agritransfer.data.readers.source import PHOTO_SUFFIXES, SPLIT_NAMES, Photo, Source
+from agritransfer.data.readers.source import PHOTO_SUFFIXES, SPLIT_NAMES, Photo, PhotoFiles, Source
 from agritransfer.data.readers.table import rows_of_metadata
 from agritransfer.errors import DataError, UsageError
 
 
 def read_folder(folder: Path, group_column: str | None) -> Source:
-    """The photos of a folder, labelled by its class folders or by its metadata.csv; raises `DataError` without any."""
-    # Path.rglob would pass over class folders that are links, which they often are on a cluster.
+    """The photos of a folder, labelled by its class folders or metadata.csv; raises `DataError` if it has none."""
+    # Path.rglob would skip class folders that are symbolic links, which are common on clusters.
     walked = list(os.walk(folder, followlinks=True))
     files = sorted(Path(parent, file) for parent, _, files in walked for file in files)
     names = {path.relative_to(folder).as_posix(): path for path in files}
     pictures = {name: path for name, path in names.items() if _is_photo(name)}
     if not pictures:
-        raise DataError(f"'{folder}' holds no photos; it needs class folders such as {folder}/healthy/leaf.jpg")
+        raise DataError(f"'{folder}' contains no photos; add class folders such as {folder}/healthy/leaf.jpg")
     if "metadata.csv" in names:
         rows, without_row = rows_of_metadata(names["metadata.csv"], pictures, group_column)
         empty = []
     elif group_column is not None:
-        raise UsageError(f"'{folder}' has no metadata.csv to hold --group_column_name; use --group_pattern")
+        raise UsageError(f"'{folder}' has no metadata.csv for --group_column_name; use --group_pattern")
     else:
         rows, without_row = _rows_of_folders(folder, pictures), []
         empty = [
@@ -37,10 +35,8 @@ def read_folder(folder: Path, group_column: str | None) -> Source:
         name for name in names if name not in pictures and name != "metadata.csv" and not name.startswith(".git/")
     ]
     left_out = [f"{name} (not in metadata.csv)" for name in without_row] + [f"{name} (not a photo)" for name in others]
-    images = [{"path": str(pictures[row["file"]]), "bytes": None} for row in rows]
-    features = datasets.Features({"image": datasets.Image(decode=False)})
     return Source(
-        datasets.Dataset.from_dict({"image": images}, features=features),
+        PhotoFiles([str(pictures[row["file"]]) for row in rows]),
         [Photo(row=i, **row) for i, row in enumerate(rows)],
         sorted({row["label"] for row in rows}),
         left_out=tuple(left_out),
@@ -49,33 +45,33 @@ def read_folder(folder: Path, group_column: str | None) -> Source:
 
 
 def _classes_without_photos(empty_folders: list[str], labels: set[str]) -> tuple[str, ...]:
-    # A class that lacks photos in one split only is not without photos; a split folder is no class.
+    # A class counts as empty only if no split has photos of it; a split folder is not a class.
     classes = {name.split("/", 1)[-1] if name.split("/")[0].lower() in SPLIT_NAMES else name for name in empty_folders}
     return tuple(sorted(name for name in classes - labels if name.lower() not in SPLIT_NAMES and name[0] != "."))
 
 
 def _is_photo(name: str) -> bool:
-    # Finder leaves ._leaf.jpg files that hold no picture, Jupyter leaves copies in .ipynb_checkpoints.
+    # macOS leaves ._leaf.jpg files without image data, Jupyter leaves copies in .ipynb_checkpoints.
     return Path(name).suffix.lower() in PHOTO_SUFFIXES and not any(part.startswith(".") for part in name.split("/"))
 
 
 def _rows_of_folders(folder: Path, pictures: dict[str, Path]) -> list[dict[str, str]]:
     tops = {name.split("/")[0] for name in pictures if "/" in name}
     split_of = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
-    # A class may be called `test`; only where every folder is a split are they splits.
+    # A class may be named `test`: split names count as splits only if every top folder is one.
     others = sorted(tops - set(split_of))
     if others and len(set(split_of.values())) > 1:
-        raise DataError(f"'{folder}' has the splits {sorted(split_of)} beside other folders: {others}; move those out")
+        raise DataError(f"'{folder}' has other folders beside the splits {sorted(split_of)}: {others}; move those out")
     if others:
         split_of = {}
     if len(set(split_of.values())) < len(split_of):
-        raise DataError(f"'{folder}' has two folders for one split: {sorted(split_of)}; merge or rename them")
+        raise DataError(f"'{folder}' has several folders for one split: {sorted(split_of)}; merge or rename them")
     rows = []
     for name in pictures:
         parts = name.split("/")
         split = split_of.get(parts[0], "")
         label = "/".join(parts[1:-1] if split else parts[:-1])
         if not label:
-            raise DataError(f"'{name}' lies outside of any class folder; move it to {folder}/CLASS/")
+            raise DataError(f"'{name}' is not in a class folder; move it to {folder}/CLASS/")
         rows.append({"file": name, "label": label, "split": split})
     return rows

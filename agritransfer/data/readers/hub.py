@@ -1,6 +1,5 @@
 """Which photos and labels does a dataset on the Hub hold?"""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,17 +12,17 @@ from huggingface_hub.utils import httpx
 from agritransfer.data.readers.folder import read_folder
 from agritransfer.data.readers.source import PICKLE_SUFFIXES, SPLIT_NAMES, Photo, Source
 from agritransfer.errors import DataError, UsageError, in_one_line
+from agritransfer.wording import counted
 
 TABLE_FILES = ["*.parquet", "*.arrow", "*.md", "*.json"]
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def read_hub(
     name: str, revision: str | None, image_column: str | None, label_column: str | None, group_column: str | None
 ) -> Source:
-    """The photos of a dataset on the Hub: of its tables, or else of its files as a folder."""
-    what, wanted = f"the Hub data set '{name}'", None
-    # Offline it is the folder of an earlier download, such as that of --download_only.
+    """The photos of a dataset on the Hub, read from its tables if it has any and otherwise as a folder of files."""
+    what, wanted = f"the Hub dataset '{name}'", None
+    # Offline, snapshot_download returns the folder of an earlier download, such as that of --download_only.
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
         with hub_errors(what):
             info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
@@ -39,16 +38,16 @@ def read_hub(
             loaded = datasets.load_dataset(str(folder))
         source = source_of_tables(name, loaded, image_column, label_column, group_column)
     else:
-        # Without tables the repository is a folder of photos, with the traps of any folder.
+        # A repository without tables is a folder of photos like any other.
         source = read_folder(folder, group_column)
-    # The cache names a snapshot after its commit.
+    # The cache names the folder of a snapshot after its commit.
     return replace(source, revision=folder.name)
 
 
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Turn what the Hub's clients may raise into a `UsageError` of one line."""
-    # ValueError: a name that no Hub id can have, or a data set of several configurations.
+    """Turn the errors of the Hub's clients into a `UsageError` of one line."""
+    # ValueError: an invalid Hub id, or a dataset with several configurations.
     try:
         yield
     except (httpx.HTTPError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -56,13 +55,13 @@ def hub_errors(what: str) -> Iterator[None]:
 
 
 def refuse_code(name: str, files: Sequence[str]) -> None:
-    """Raise `DataError` for a Hub data set that could run code here."""
+    """Raise `DataError` for a Hub dataset that could run code on this machine."""
     script = name.split("/")[-1] + ".py"
     if script in files:
-        raise DataError(f"'{name}' is a loading script ({script}), which would run its code here; use a parquet copy")
+        raise DataError(f"'{name}' has a loading script ({script}), which would run code here; use a parquet copy")
     if pickles := [file for file in files if Path(file).suffix.lower() in PICKLE_SUFFIXES]:
         raise DataError(
-            f"'{name}' holds the pickle {pickles[0]}, which can run code when it is read; use a parquet copy"
+            f"'{name}' contains the pickle {pickles[0]}, which can run code when it is read; use a parquet copy"
         )
 
 
@@ -73,7 +72,7 @@ def source_of_tables(
     label_column: str | None,
     group_column: str | None,
 ) -> Source:
-    """The photos of a data set of tables, whose keys are its splits."""
+    """The photos of a dataset of tables, one table per split."""
     features = next(iter(loaded.values())).features
     image_column, label_column = pick_columns(name, features, image_column, label_column)
     if group_column is not None:
@@ -82,7 +81,7 @@ def source_of_tables(
     photos, tables, left_out = [], [], []
     for key, table in loaded.items():
         if key.lower() not in SPLIT_NAMES and len(loaded) > 1:
-            left_out.append(f"the split '{key}' ({len(table)} photos)")
+            left_out.append(f"the split '{key}' ({counted(len(table), 'photo')})")
             continue
         split = SPLIT_NAMES.get(key.lower(), "") if len(loaded) > 1 else ""
         first_row = sum(map(len, tables))
@@ -92,14 +91,14 @@ def source_of_tables(
             label = names[label] if names else str(label)
             group = "" if groups[i] is None else str(groups[i])
             photos.append(Photo(first_row + i, f"{key}/{i:06d}", label, split, group))
-        # The Hub's word for a secret label is -1, which Python would take for the last class.
+        # The Hub marks a hidden label with -1, which Python would take for the last class.
         if without_label := len(table) - len(labelled):
-            left_out.append(f"{without_label} photos of the split '{key}', without a label")
+            left_out.append(f"{counted(without_label, 'photo')} without a label in the split '{key}'")
         table = table.select_columns([image_column])
-        # `datasets` refuses to give a column the name that it has.
+        # `datasets` refuses to rename a column to its own name.
         tables.append(table if image_column == "image" else table.rename_column(image_column, "image"))
     if not photos:
-        raise DataError(f"'{name}' has no labelled photos in a train, validation or test split: {left_out}")
+        raise DataError(f"'{name}' has no labelled photos in a train, validation or test split; left out: {left_out}")
     images = datasets.concatenate_datasets(tables).cast_column("image", datasets.Image(decode=False))
     used = {photo.label for photo in photos}
     labels = [label for label in names if label in used] if names else sorted(used)
@@ -109,7 +108,7 @@ def source_of_tables(
 def pick_columns(
     name: str, features: datasets.Features, image_column: str | None, label_column: str | None
 ) -> tuple[str, str]:
-    """The columns of the photos and of their labels; found where there is only one candidate."""
+    """The columns of the photos and the labels, found if there is only one candidate each."""
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     class_labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     by_name = [column for column in features if column in ("label", "labels")]

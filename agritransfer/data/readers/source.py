@@ -1,8 +1,12 @@
 """What is a photo, and what does a dataset hold before it is split?"""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import datasets
+if TYPE_CHECKING:
+    import datasets
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -11,11 +15,12 @@ SPLIT_NAMES = {
 }
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".heic", ".heif"}
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth"}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo: its row among the images, its name in the data set, label name, split ("" before the cut), group."""
+    """One photo: its row in the images, name in the dataset, label, split ("" before splitting), group ("" none)."""
 
     row: int
     file: str
@@ -24,11 +29,24 @@ class Photo:
     group: str = ""
 
 
+class PhotoFiles(Sequence):
+    """The image files of a folder, row by row as an undecoded `datasets.Dataset` gives them, without that library."""
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> dict[str, dict]:
+        return {"image": {"path": self.paths[row], "bytes": None}}
+
+
 @dataclass(frozen=True)
 class Source:
-    """What a data set holds before it is split: `images` has the column `image` (path or bytes, not decoded)."""
+    """What a dataset contains before it is split; each row of `images` is `{"image": {"path", "bytes"}}`, undecoded."""
 
-    images: datasets.Dataset
+    images: "PhotoFiles | datasets.Dataset"
     photos: list[Photo]
     labels: list[str]
     revision: str | None = None

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.data.streaming import StreamedPhotos
 from agritransfer.errors import DataError, UsageError
+from agritransfer.evaluation.onnx_inference import SCHEMA
 from agritransfer.evaluation.results import read_results
 from agritransfer.hub.export.parity import (
     OUTPUTS,
@@ -39,7 +40,6 @@ from agritransfer.images.preprocessing import PhotoProcessor, pixel_recipe
 from agritransfer.models.attribution import EXACT, ExplainedClassifier
 from agritransfer.models.loading import load_classifier
 
-SCHEMA = 2
 # Old enough for browser runtimes.
 OPSET = 18
 BATCH_SIZE = 32
