@@ -57,6 +57,18 @@ TABLE = [
         "defaults in --help",
         ("action",),
     ),
+    PrivateName(
+        "argparse.HelpFormatter._get_default_metavar_for_optional",
+        "agritransfer/runtime/help_format.py",
+        "placeholders in --help",
+        ("action",),
+    ),
+    PrivateName(
+        "argparse.HelpFormatter._fill_text",
+        "agritransfer/runtime/help_format.py",
+        "commands keep their lines",
+        ("text", "width", "indent"),
+    ),
     # Used, with an underscore.
     PrivateName("transformers.Trainer._train_batch_size", TRAINER, "--auto_find_batch_size makes it smaller"),
     PrivateName(
