@@ -130,7 +130,7 @@ def test_the_death_of_one_process_ends_all(flags, tmp_path):
     assert status(tmp_path / "run")["exit_code"] != 75
 
 
-def test_a_loss_that_is_no_number_ends_all_and_is_told_once(flags, tmp_path):
+def test_a_nan_loss_ends_all_processes_and_is_reported_once(flags, tmp_path):
     run = tmp_path / "run"
     # Given twice, the last one counts.
     flags += ["--learning_rate", "1e30", "--num_train_epochs", "20"]
@@ -139,5 +139,6 @@ def test_a_loss_that_is_no_number_ends_all_and_is_told_once(flags, tmp_path):
     )
     assert done.returncode != 0
     assert status(run) == {"state": "failed", "exit_code": DivergedError.exit_code}
-    (told,) = [line for line in done.stderr.splitlines() if "NaN" in line and "error:" in line]
-    assert "lower --learning_rate" in told
+    # In the training step or in the validation after it.
+    reported = [line for line in done.stderr.splitlines() if "error:" in line and "lower --learning_rate" in line]
+    assert len(reported) == 1
