@@ -103,7 +103,7 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
     """
     begin_process()
     argv = list(sys.argv[1:] if argv is None else argv)
-    # The last class alone tells the defaults for `--help`; the flags decide between fine-tuning and a head.
+    # For `--help`, before the flags are parsed: those of fine-tuning, not of feature extraction.
     shown = SHARED_DEFAULTS | STRATEGIES[argument_classes[-1]().strategy].defaults
     parser = _build_parser(argument_classes, story, shown)
     if "--help_all" in argv:
