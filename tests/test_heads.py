@@ -105,6 +105,7 @@ def test_features_are_computed_once_and_only_the_head_moves(kind, views, splits,
     assert measured["eval_loss"] == pytest.approx(best["eval_loss"], abs=1e-4)
 
 
+@pytest.mark.script
 def test_another_seed_draws_other_views_and_the_same_seed_the_same(splits, tmp_path):
     def head(seed: int) -> torch.Tensor:
         model = build("vit")

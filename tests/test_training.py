@@ -162,6 +162,7 @@ def test_the_trainer_ends_with_every_weight_of_the_best_epoch(build, best_epoch,
         assert differing(weights(trainer.model), weights(best)) == set()
 
 
+@pytest.mark.script
 @pytest.mark.parametrize("build", [lambda seed: vit(seed, hidden_dropout_prob=0.1), lambda seed: vit_with_lora()])
 def test_a_run_that_was_cut_off_and_resumed_ends_as_one_that_was_not(build, tmp_path):
     def run(name: str, seed: int, resume_from: str | None = None, callbacks: Sequence[TrainerCallback] = ()):
