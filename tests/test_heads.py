@@ -124,6 +124,7 @@ def test_what_a_solved_head_cannot_follow_is_refused(splits, tmp_path):
         solve_head(trainer, None)
 
 
+@pytest.mark.script
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm efficientnet"])
 def test_a_head_solved_first_is_the_one_that_fine_tuning_begins_with(kind, splits, tmp_path):
     alone = build(kind)

@@ -100,6 +100,13 @@ def test_help_lists_commands_and_scripts_and_names_the_command(capsys):
     assert listed[:3] == list(SCRIPTS) and {"audit", "compare", "publish-dataset"} <= set(listed)
 
 
+def test_export_without_its_extra_names_the_remedy(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("agritransfer.cli.export.find_spec", lambda name: None)
+    assert main(["export", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "export needs onnx and onnxscript; install with: pip install 'agritransfer[export]'" in said
+
+
 # What follows builds the wheel and works with it in folders that have nothing to do with the checkout.
 
 

@@ -9,7 +9,10 @@ the run was trained: the photos are looked for under the name that they had then
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
+
+from agritransfer.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, print what was measured; returns 0."""
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise UsageError(f"export needs {' and '.join(missing)}; install with: pip install 'agritransfer[export]'")
     from agritransfer.hub.export.onnx import export_onnx
 
     print(_table(arguments.run, export_onnx(arguments.run, arguments.photos)))
