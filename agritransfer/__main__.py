@@ -1,13 +1,17 @@
-"""Inspect photos, compare strategies, predict, export and publish."""
+"""Train image classifiers by transfer learning; inspect photos, compare strategies, predict, export and publish."""
 
 import argparse
+import ast
+import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from agritransfer.cli import audit, compare, export, predict, publish, publish_dataset, rank
 from agritransfer.errors import DataError, PublishError, UsageError
 from agritransfer.runtime.help_format import HelpFormatter
 from agritransfer.runtime.process import begin_process
+from agritransfer.strategies import SCRIPTS
 
 COMMANDS = {
     "audit": audit,
@@ -21,12 +25,15 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command or training script; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in SCRIPTS:
+        return run_script(*words)
     begin_process()
     parser = build_parser()
-    arguments, others = parser.parse_known_args(argv)
+    arguments, others = parser.parse_known_args(words)
     if others and arguments.command != "compare":
-        parser.error(f"unknown flag {others[0]}; see python -m agritransfer {arguments.command} --help")
+        parser.error(f"unknown flag {others[0]}; see agritransfer {arguments.command} --help")
     try:
         # Flags that compare does not know belong to the training scripts.
         command = COMMANDS[arguments.command]
@@ -36,10 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
+def run_script(name: str, *flags: str) -> int:
+    """Run a training script as `python train_NAME.py FLAGS` does; returns 0, or ends the process with its exit code."""
+    sys.argv = [f"agritransfer {name}", *flags]
+    runpy.run_module(Path(SCRIPTS[name]).stem, run_name="__main__")
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands, each with its own flags."""
-    parser = argparse.ArgumentParser(prog="python -m agritransfer", description=__doc__, allow_abbrev=False)
+    """The parser of all commands, each with its own flags; those of the training scripts are parsed by the scripts."""
+    parser = argparse.ArgumentParser(prog="agritransfer", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, script in SCRIPTS.items():
+        commands.add_parser(name, help=_first_line(script), add_help=False)
     for name, module in COMMANDS.items():
         summary = module.__doc__.splitlines()[0]
         command = commands.add_parser(
@@ -51,6 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
     return parser
+
+
+def _first_line(script: str) -> str:
+    """What a script is for; read, since running it would import the libraries. The scripts lie beside the package."""
+    text = (Path(__file__).parent.parent / script).read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(text)).splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -8,12 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from agritransfer.strategies import STRATEGIES
+
 HERE = Path(__file__).parent
-# Python only searches the folder of this file, and the package is one folder up.
-sys.path.insert(0, str(HERE.parent))
-
-from agritransfer.strategies import STRATEGIES  # noqa: E402
-
 # The control first, then by the number of trained weights.
 ORDER = ("scratch", "head", "lora", "finetune")
 PHOTO = "sample/leaves_field/angular_leaf_spot/000.jpg"

@@ -19,7 +19,17 @@ ROOT = Path(__file__).parent.parent
 CACHE = tempfile.TemporaryDirectory()
 os.environ["HF_DATASETS_CACHE"] = CACHE.name
 datasets.config.HF_DATASETS_CACHE = Path(CACHE.name)
+# Fixtures that run a script or start a process; a test that asks for one gets the marker `script`.
+RUNNERS = {"answers", "client", "finished_run", "run_script", "shared_hub"}
 COLOURS = {"blight": (150, 90, 40), "healthy": (40, 140, 40), "rust": (200, 120, 30)}
+
+
+# First, because pytest's own hook deselects by marker.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if RUNNERS & set(item.fixturenames):
+            item.add_marker("script")
 
 
 @pytest.fixture(autouse=True, scope="session")

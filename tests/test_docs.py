@@ -113,8 +113,7 @@ def check_training(name: str, flags: list[str]) -> None:
 
 def check_subcommand(words: list[str]) -> None:
     if words[0] in TRAINING:
-        # TEMPORARY: the three training subcommands land with the package; then drop the right side of this `or`.
-        assert words[0] in SUBCOMMANDS or not {*TRAINING} & {*SUBCOMMANDS}
+        assert words[0] in SUBCOMMANDS
         check_training(words[0], words[1:])
     elif "--help" not in words:
         assert words[0] in SUBCOMMANDS, words
@@ -155,9 +154,7 @@ def check_pip(words: list[str]) -> None:
     assert words[0] == "install", words
     for requested in re.findall(r"^\.\[([\w,]+)\]$", "\n".join(words), flags=re.MULTILINE):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        # TEMPORARY: the extras land with the package; then drop the condition.
-        if "optional-dependencies" in project:
-            assert set(requested.split(",")) <= set(project["optional-dependencies"]), words
+        assert set(requested.split(",")) <= set(project["optional-dependencies"]), words
 
 
 def check_launch(words: list[str]) -> None:
@@ -177,9 +174,7 @@ def check_sbatch(words: list[str]) -> None:
 
 def check_make(words: list[str]) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    # TEMPORARY: `make quick` lands with the package; then drop this line.
-    targets |= {"quick"}
-    assert len(targets) >= 5 and {word for word in words if "=" not in word} <= targets, words
+    assert len(targets) >= 6 and {word for word in words if "=" not in word} <= targets, words
 
 
 def check(words: list[str]) -> None:

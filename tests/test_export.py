@@ -399,6 +399,7 @@ def test_a_network_of_convolutions_is_rounded_by_the_ranges_of_photos(tmp_path):
     assert head_weights(small) == head_weights(full) == {onnx.TensorProto.FLOAT}
 
 
+@pytest.mark.script
 def test_no_library_is_made_to_talk(tmp_path):
     program = "import logging, pathlib, sys\nfrom agritransfer.hub.export import quantization\n"
     program += "quantization._quantize_blocks(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), [])\n"

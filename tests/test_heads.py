@@ -105,6 +105,7 @@ def test_features_are_computed_once_and_only_the_head_moves(kind, views, splits,
     assert measured["eval_loss"] == pytest.approx(best["eval_loss"], abs=1e-4)
 
 
+@pytest.mark.script
 def test_another_seed_draws_other_views_and_the_same_seed_the_same(splits, tmp_path):
     def head(seed: int) -> torch.Tensor:
         model = build("vit")
@@ -123,6 +124,7 @@ def test_what_a_solved_head_cannot_follow_is_refused(splits, tmp_path):
         solve_head(trainer, None)
 
 
+@pytest.mark.script
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm efficientnet"])
 def test_a_head_solved_first_is_the_one_that_fine_tuning_begins_with(kind, splits, tmp_path):
     alone = build(kind)

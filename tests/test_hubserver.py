@@ -690,6 +690,7 @@ print(api.snapshot_download("user/xet"))
 """
 
 
+@pytest.mark.script
 def test_a_client_with_xet_pushes_and_downloads(tmp_path):
     (tmp_path / "cas").mkdir()
     (tmp_path / "folder").mkdir()

@@ -23,6 +23,7 @@ print(memory.line("filled"), memory.line("after"), memory.highest(on_gpu=False),
 """
 
 
+@pytest.mark.script
 def test_each_stage_has_a_peak_of_its_own():
     """In a process of its own: one that has run many tests keeps memory in pieces that are used again."""
     said = subprocess.run([sys.executable, "-c", FILL], cwd=ROOT, capture_output=True, text=True, check=True).stdout

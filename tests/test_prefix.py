@@ -289,6 +289,7 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+@pytest.mark.script
 @pytest.mark.parametrize("stop", [4, 6])
 @pytest.mark.parametrize("kind", ["vit", "vit lora"])
 def test_a_run_on_cached_views_that_was_cut_off_ends_as_one_that_was_not(kind, stop, splits, tmp_path):

@@ -121,6 +121,7 @@ def put_networks(tiny_vit: Path, folder: Path) -> list[Path]:
     return networks
 
 
+@pytest.mark.script
 def test_networks_are_ranked_by_what_they_see_and_the_order_is_compared(photos, tiny_vit, tmp_path, capsys):
     networks = put_networks(tiny_vit, tmp_path)
     fingerprint = load_splits(str(photos)).fingerprint

@@ -244,6 +244,7 @@ def clean_environment(**more: str) -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1"} | more
 
 
+@pytest.mark.script
 @pytest.mark.parametrize("script", ["train_finetune.py", "train_lora.py", "train_scratch.py"])
 def test_help_answers_fast_with_an_example_and_without_torch(script):
     # Processor time, so that a busy machine does not fail the test; on a quiet one it is the time that a user waits.

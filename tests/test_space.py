@@ -155,6 +155,7 @@ def test_the_faster_of_two_files_is_served(tmp_path, monkeypatch):
     assert fastest_session(tmp_path)[0] == "model.onnx"
 
 
+@pytest.mark.script
 def test_it_knows_nothing_of_the_package_and_needs_no_torch():
     for path in SPACE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -305,6 +306,7 @@ def test_an_address_is_found_wherever_it_stands():
     assert not names_an_address(b"[" * 100_000) and not names_an_address(b"\xff")
 
 
+@pytest.mark.script
 def test_a_folder_without_a_model_or_of_another_version_is_told_in_one_line(tmp_path):
     for folder in (tmp_path, SAMPLE / "examples"):
         said = subprocess.run(

@@ -29,7 +29,10 @@ EXAMPLES = sorted((SAMPLE / "examples").glob("*.jpg"))
 ANSWER, NOT_SURE, UNKNOWN = EXAMPLES[0], EXAMPLES[4], EXAMPLES[5]
 GOOD = ANSWER.read_bytes()
 # gradio_client and mcp leave sockets to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.script,
+]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,9 @@ from agritransfer.training import trainer as training
 from agritransfer.training.checkpoints import fault_of
 from agritransfer.training.preemption import ignore_signals, preemptible
 
+# Whole trainings, each cut off and resumed.
+pytestmark = pytest.mark.script
+
 
 class At(TrainerCallback):
     """Does something as a step ends, before the Trainer's own callbacks learn of it."""

@@ -148,6 +148,7 @@ def test_the_stock_trainer_still_ends_with_a_mixture_in_place_of_the_best_model(
     assert 0 < len(mixed) < len(best.state_dict())
 
 
+@pytest.mark.script
 @pytest.mark.parametrize("build", [vit, convnextv2, vit_with_lora])
 @pytest.mark.parametrize("best_epoch", [1, 2])
 def test_the_trainer_ends_with_every_weight_of_the_best_epoch(build, best_epoch, tmp_path):
@@ -164,6 +165,7 @@ def test_the_trainer_ends_with_every_weight_of_the_best_epoch(build, best_epoch,
         assert differing(weights(trainer.model), weights(best)) == set()
 
 
+@pytest.mark.script
 @pytest.mark.parametrize("build", [lambda seed: vit(seed, hidden_dropout_prob=0.1), lambda seed: vit_with_lora()])
 def test_an_interrupted_and_resumed_run_ends_as_an_uninterrupted_one(build, tmp_path):
     def run(name: str, seed: int, resume_from: str | None = None, callbacks: Sequence[TrainerCallback] = ()):
@@ -232,6 +234,7 @@ def test_the_loss_of_a_mixed_photo_is_the_mixture_of_its_losses(of_class):
     assert loss({"logits": logits}, shares).item() == pytest.approx(mixed.item())
 
 
+@pytest.mark.script
 @pytest.mark.parametrize("of_class", [None, torch.tensor([0.2, 1.0, 3.0])])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("count", [8, 6])

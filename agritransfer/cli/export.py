@@ -13,8 +13,10 @@ Run it where the run was trained, since it reads the photos from the same place.
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
+from agritransfer.errors import UsageError
 from agritransfer.wording import counted
 
 
@@ -26,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export and print the measurements; returns 0."""
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise UsageError(f"export needs {' and '.join(missing)}; install with: pip install 'agritransfer[export]'")
     from agritransfer.hub.export.onnx import export_onnx
 
     print(_table(arguments.run, export_onnx(arguments.run, arguments.photos)))

@@ -17,7 +17,10 @@ from agritransfer.errors import PublishError, UsageError
 from agritransfer.hub.client import LOST, patient_client, preflight, upload
 from agritransfer.hub.model import Published
 
+# The Space's files: in a checkout beside the package, in an installed package within it.
 SOURCE = Path(__file__).parents[2] / "space"
+if not (SOURCE / "app.py").is_file():
+    SOURCE = Path(__file__).parent / "space_files"
 SERVED = ("*.py", "*.css", "*.json", "requirements.txt", "README.md")
 # Seconds for the Hub to install the requirements of the Space and start it.
 PATIENCE = 900
