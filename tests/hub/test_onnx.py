@@ -1,0 +1,417 @@
+"""The exported files answer as torch does and say what spoke for it; the 8-bit one is there only if it is as good."""
+
+import copy
+import csv
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import ROOT, put_photos
+from torch import nn
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextV2Config,
+    Dinov2Config,
+    Swinv2Config,
+    TimmWrapperConfig,
+    ViTConfig,
+    ViTImageProcessor,
+)
+
+from agritransfer.__main__ import main
+from agritransfer.hub.export import onnx as export
+from agritransfer.hub.export.onnx import write_model
+from agritransfer.hub.export.parity import deletion_test, hide_cells
+from agritransfer.hub.export.quantization import quantization_methods, quantize, refusal
+from agritransfer.images.decoding import decode_photo
+from agritransfer.models.attribution import CELL_BY_CELL, EXACT, HELD_NORM, LAST_ATTENTION, ExplainedClassifier
+from agritransfer.models.loading import load_classifier
+
+LABELS = {"num_labels": 3}
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8} | LABELS
+
+
+SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "patch_size": 4, "image_size": 32}
+
+
+def timm(architecture: str, **model_args) -> TimmWrapperConfig:
+    of_pixels = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 3}
+    return TimmWrapperConfig(architecture=architecture, model_args=model_args, pretrained_cfg=of_pixels, **LABELS)
+
+
+VIT_OF_TIMM = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2}
+
+
+KINDS = {
+    "vit": (ViTConfig(**TINY, intermediate_size=32), LAST_ATTENTION),
+    "dinov2": (Dinov2Config(**TINY, mlp_ratio=2), LAST_ATTENTION),
+    "convnextv2": (
+        ConvNextV2Config(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32, **LABELS),
+        HELD_NORM,
+    ),
+    "swinv2": (Swinv2Config(**SWIN, **LABELS), EXACT),
+    "timm efficientnet": (timm("test_efficientnet"), EXACT),
+    "timm vit": (timm("vit_tiny_patch16_224", **VIT_OF_TIMM), LAST_ATTENTION),
+    "timm mobilenet": (timm("mobilenetv3_small_050"), CELL_BY_CELL),
+    "timm swin": (timm("swinv2_tiny_window8_256", img_size=32, **{k: SWIN[k] for k in list(SWIN)[:5]}), EXACT),
+}
+
+
+def build(kind: str) -> nn.Module:
+    """A random network whose answers depend on its photos; the libraries' own start is too small for that."""
+    torch.manual_seed(0)
+    model = AutoModelForImageClassification.from_config(copy.deepcopy(KINDS[kind][0]))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter)
+        elif "layer_scale" in name:
+            nn.init.ones_(parameter)
+    return model.eval()
+
+
+def pixels(count: int, side: int = 32) -> torch.Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_evidence_adds_up_to_the_logits_of_the_untouched_model(kind):
+    model = build(kind)
+    explained = ExplainedClassifier(model, 32).eval()
+    logits, features, evidence = explained(pixels(3))
+    assert explained.method == KINDS[kind][1]
+    assert torch.equal(logits, model(pixel_values=pixels(3)).logits)
+    head = explained.head
+    torch.testing.assert_close(head(features), logits)
+    assert evidence.shape[:2] == (3, 3) and evidence.shape[2] == evidence.shape[3]
+    torch.testing.assert_close(evidence.mean(dim=(2, 3)) + head.bias, logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_exact_evidence_is_what_the_head_reads_in_each_cell():
+    for kind in ("swinv2", "timm efficientnet"):
+        model = build(kind)
+        explained = ExplainedClassifier(model, 32).eval()
+        evidence = explained(pixels(2))[2]
+        if kind == "swinv2":
+            cells = model.swinv2(pixels(2)).last_hidden_state
+        else:
+            cells = model.timm_model.forward_features(pixels(2)).flatten(2).transpose(1, 2)
+        read = (cells @ explained.head.weight.T).transpose(1, 2)
+        torch.testing.assert_close(evidence.flatten(2), read, rtol=1e-4, atol=1e-4)
+        # Nothing had to be spread: the cells alone give the logits.
+        torch.testing.assert_close(read.mean(dim=2) + explained.head.bias, model(pixels(2)).logits)
+
+
+@torch.no_grad()
+def test_what_all_tokens_write_is_the_output_of_the_last_attention_for_the_cls_token():
+    model = build("vit")
+    explained = ExplainedClassifier(model, 32).eval()
+    seen = {}
+    last, norm = model.vit.layers[-1].attention, model.vit.layernorm
+    last.register_forward_hook(lambda _module, _inputs, output: seen.update(output=output[0]))
+    _, hidden, watched = explained._look(pixels(2))
+    # All tokens as cells, the CLS token among them, so that none is missing.
+    written = explained._written_to_cls(hidden, watched).mean(dim=1)
+    whole = seen["output"][:, 0] - last.o_proj.bias
+    spread = (watched["norm"][0][:, 0].var(dim=-1, correction=0, keepdim=True) + norm.eps).sqrt()
+    torch.testing.assert_close(written, (whole - whole.mean(dim=-1, keepdim=True)) / spread * norm.weight)
+
+
+@torch.no_grad()
+def test_the_held_norm_lacks_only_its_own_offset():
+    model = build("convnextv2")
+    nn.init.normal_(model.convnextv2.layernorm.bias)
+    explained = ExplainedClassifier(model, 32).eval()
+    logits, hidden, seen = explained._look(pixels(2))
+    read = explained._read(hidden.flatten(2).transpose(1, 2), hidden, seen)
+    torch.testing.assert_close(explained.head(read.mean(dim=1) + model.convnextv2.layernorm.bias), logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "convnextv2", "swinv2", "timm efficientnet"])
+def test_one_file_answers_as_torch_does_for_any_batch(kind, tmp_path):
+    explained = ExplainedClassifier(build(kind), 32).eval()
+    path = tmp_path / "model.onnx"
+    write_model(explained, 32, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape, given.type) == ("pixel_values", ["batch", 3, 32, 32], "tensor(float)")
+    assert [output.name for output in session.get_outputs()] == ["logits", "features", "evidence"]
+    for count in (1, 3):
+        answered = session.run(None, {"pixel_values": pixels(count).numpy()})
+        with torch.no_grad():
+            expected = explained(pixels(count))
+        for ours, theirs in zip(answered, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-3, atol=1e-4)
+    model = onnx.load(path)
+    assert [(entry.domain, entry.version) for entry in model.opset_import if not entry.domain] == [("", 18)]
+    assert b".py" not in path.read_bytes(), "the file tells of this machine's own paths"
+
+
+def leaf_batches(processor) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The 80 drawn validation leaves as a network takes them; their labels are not those of the backbones."""
+    mean, std = processor.normalization
+    files = sorted((ROOT / "sample/leaves/validation").rglob("*.jpg"))
+    photos = torch.stack([processor.pixels(decode_photo(file)) for file in files])
+    return [(((photos - mean) / std).numpy(), np.zeros(len(photos)))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "method"), [("vit", LAST_ATTENTION), ("convnextv2", HELD_NORM)])
+def test_hiding_what_spoke_for_a_class_lowers_it_more_than_chance(name, method, tmp_path):
+    model, processor = load_classifier(ROOT / "sample" / name)
+    explained = ExplainedClassifier(model, 96).eval()
+    assert explained.method == method
+    write_model(explained, 96, tmp_path / "model.onnx")
+    found = deletion_test(tmp_path / "model.onnx", leaf_batches(processor))
+    assert found["photos"] == 80 and found["passed"]
+    fall = found["logit_fall"]
+    # A tenth of ConvNeXt V2's nine cells is one.
+    assert fall["hottest"] > 1.2 * fall["random"] > 0
+
+
+def test_hidden_cells_are_the_hottest_tenth():
+    heat = np.zeros((1, 4, 4), dtype=np.float32)
+    heat[0, 1, 2], heat[0, 3, 0] = 2, 1
+    hidden = hide_cells(np.ones((1, 3, 8, 8), dtype=np.float32), heat)
+    expected = np.ones((8, 8))
+    expected[2:4, 4:6] = expected[6:8, 0:2] = 0
+    assert hidden.dtype == np.float32 and (hidden == expected).all()
+
+
+def test_the_gate_names_what_failed_and_its_limits_pass():
+    assert refusal(0.99, 0.003) is None and refusal(1.0, -0.02) is None
+    assert refusal(0.989, 0.0) == "it agrees with torch on only 98.9% of the photos; at least 99% is required"
+    assert refusal(0.995, 0.004) == "it loses 0.4 points of accuracy; at most 0.3 is allowed"
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory) -> Path:
+    """A short training on easy photos, which lie beside it as they did then."""
+    folder = tmp_path_factory.mktemp("export")
+    data, run = put_photos(folder / "photos", seed=0), folder / "run"
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "tiny")
+    build("vit").save_pretrained(folder / "tiny")
+    flags = ["--dataset_name", data, "--model_name_or_path", folder / "tiny", "--output_dir", run, "--use_cpu"]
+    flags += ["--validation_fraction", "0.6", "--test_fraction", "0.2", "--target_error", "0.2"]
+    flags += ["--learning_rate", "0.01", "--num_train_epochs", "12", "--augmentation", "none"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(ROOT / "train_finetune.py"), *map(str, flags)])
+        patch.chdir(ROOT)
+        runpy.run_path(str(ROOT / "train_finetune.py"), run_name="__main__")
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported_run(finished_run, tmp_path_factory) -> Path:
+    """The same run with its `onnx/`, where an older one lay before."""
+    run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("exported") / "run"))
+    (run / "onnx").mkdir()
+    (run / "onnx/left_from_before.onnx").write_bytes(b"")
+    assert main(["export", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_run):
+    assert {path.name for path in exported_run.iterdir()} == {path.name for path in finished_run.iterdir()} | {"onnx"}
+    assert {path.name for path in (exported_run / "onnx").iterdir()} == {
+        *("model.onnx", "model_quantized.onnx", "export.json")
+    }
+    exported = json.loads((exported_run / "onnx/export.json").read_text())
+    results = json.loads((exported_run / "results.json").read_text())
+    assert list(exported) == [
+        *("schema", "photos", "torch", "model", "model_quantized", "evidence", "reduced_decoding", "seconds")
+    ]
+    assert exported["torch"]["accuracy"] == results["validation"]["accuracy"]
+    assert exported["photos"] == results["validation"]["n"] > 20
+    assert exported["model"]["agreement"] == 1 and exported["model"]["largest_logit_difference"] < 1e-4
+    assert exported["model_quantized"]["written"] is True
+    (small,) = exported["model_quantized"]["tried"]
+    assert (small["method"], small["reason"]) == ("dynamic", None)
+    assert small["agreement"] >= 0.99 and small["largest_logit_difference"] > 0
+    for name, of_file in (("model", exported["model"]), ("model_quantized", small)):
+        path = exported_run / f"onnx/{name}.onnx"
+        assert of_file["bytes"] == path.stat().st_size
+        facts = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+        assert list(facts) == [
+            *("schema", "labels", "preprocessing", "image_size", "reduced_decoding", "calibration", "evidence")
+        ]
+        assert facts["labels"] == results["dataset"]["labels"] == ["blight", "healthy", "rust"]
+        assert facts["calibration"] == results["calibration"]
+        assert facts["preprocessing"]["resize"] == [32, 32] and facts["image_size"] == 32
+        assert facts["reduced_decoding"] == exported["reduced_decoding"]
+        assert facts["evidence"] == exported["evidence"]
+        assert facts["evidence"]["method"] == LAST_ATTENTION and facts["evidence"]["exact"] is False
+    operators = [node.op_type for node in onnx.load(exported_run / "onnx/model_quantized.onnx").graph.node]
+    assert operators.count("MatMulInteger") >= 6
+
+
+def predicted(run: Path, photos: Path, table: Path) -> list[dict[str, str]]:
+    assert main(["predict", str(run), str(photos), "--output", str(table)]) == 0
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predict_answers_alike_with_and_without_the_export(exported_run, run_copy, tmp_path, capsys):
+    photos = put_photos(tmp_path / "new", seed=7)
+    # Some that the model does not know, and one that is no photo.
+    for number, photo in enumerate(sorted((ROOT / "sample/leaves_field").rglob("*.jpg"))[::20]):
+        shutil.copy(photo, photos / f"leaf{number}.jpg")
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    with pytest.MonkeyPatch.context() as patch:
+        # With its weights out of reach, only the exported file can have answered.
+        patch.setattr("agritransfer.evaluation.inference.load_classifier", None)
+        exported = predicted(exported_run, photos, tmp_path / "exported.csv")
+    assert "note:" not in capsys.readouterr().out
+    weights = predicted(run_copy, photos, tmp_path / "weights.csv")
+    assert len(exported) == len(weights) > 40
+    for ours, theirs in zip(exported, weights, strict=True):
+        for name in ("file", "verdict", "answer", "reason"):
+            assert ours[name] == theirs[name]
+        for name in ("probability", "probability_2", "probability_3"):
+            assert float(ours[name] or 0) == pytest.approx(float(theirs[name] or 0), abs=2e-3)
+    assert {row["verdict"] for row in exported} >= {"answer", "unknown", "broken"}
+
+
+@pytest.mark.parametrize("change", ["weights written later", "another calibration"])
+def test_an_export_of_other_weights_is_not_used(change, exported_run, tmp_path, photos, capsys):
+    run = Path(shutil.copytree(exported_run, tmp_path / "run"))
+    onnx.save(with_other_bias(made(run), np.float32([99, 0, 0])), made(run))
+    if change == "weights written later":
+        later = made(run).stat().st_mtime + 1
+        os.utime(run / "model.safetensors", (later, later))
+    else:
+        results = json.loads((run / "results.json").read_text())
+        results["calibration"]["temperature"] += 1e-9
+        (run / "results.json").write_text(json.dumps(results))
+    rows = predicted(run, photos / "rust", tmp_path / "table.csv")
+    assert {row["answer"] for row in rows} != {"blight"} and len(rows) == 12
+    assert "does not belong to the weights of this run; export the run again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [(), ("dynamic",), ("dynamic", "blocks")])
+def test_the_first_8_bit_form_that_passes_is_written_and_why_others_are_not(
+    bad, exported_run, run_copy, monkeypatch, capsys
+):
+    # The writing by torch takes most of the time and is tested above.
+    monkeypatch.setattr(export, "write_model", lambda _model, _side, path: shutil.copy(made(exported_run), path))
+
+    def quantize_badly(method: str, full: Path, small: Path, *others) -> None:
+        quantize(method, full, small, *others)
+        if method in bad:
+            onnx.save(with_other_bias(small, np.float32([9, -9, -9])), small)
+
+    monkeypatch.setattr(export, "quantize", quantize_badly)
+    assert main(["export", str(run_copy), "--photos", "10"]) == 0
+    out = capsys.readouterr().out
+    exported = json.loads((run_copy / "onnx/export.json").read_text())
+    written = len(bad) < 2
+    assert exported["photos"] == 10 and exported["model_quantized"]["written"] is written
+    files = {path.name for path in (run_copy / "onnx").iterdir()}
+    assert files == {"model.onnx", "export.json"} | ({"model_quantized.onnx"} if written else set())
+    reasons = {form["method"]: form["reason"] for form in exported["model_quantized"]["tried"]}
+    assert list(reasons) == ["dynamic", "blocks"][: len(bad) + 1]
+    assert "checked on 10 validation photos" in out and out.count("not written") == len(bad)
+    for method, reason in reasons.items():
+        if method in bad:
+            assert reason.startswith("it agrees with torch on only ")
+            assert f"8 bits, {method}: not written because {reason}" in out
+        else:
+            assert reason is None
+            assert head_weights(run_copy / "onnx/model_quantized.onnx") == {onnx.TensorProto.FLOAT}
+
+
+def head_weights(path: Path) -> set[int]:
+    """The types of the weights that have three columns or rows, as only the head's have."""
+    weights = onnx.load(path).graph.initializer
+    return {weight.data_type for weight in weights if len(weight.dims) == 2 and 3 in weight.dims}
+
+
+def made(run: Path) -> Path:
+    return run / "onnx/model.onnx"
+
+
+def with_other_bias(path: Path, more: np.ndarray) -> onnx.ModelProto:
+    """The model with another bias of its head, the only weight of three numbers."""
+    model = onnx.load(path)
+    (bias,) = [weight for weight in model.graph.initializer if list(weight.dims) == [3] and weight.data_type == 1]
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + more, bias.name))
+    return model
+
+
+def test_a_file_that_answers_unlike_torch_leaves_no_folder(exported_run, run_copy, monkeypatch):
+    other = with_other_bias(made(exported_run), np.float32([1, 0, 0]))
+    monkeypatch.setattr(export, "write_model", lambda _model, _side, path: onnx.save(other, path))
+    before = {path.name for path in run_copy.iterdir()}
+    with pytest.raises(
+        RuntimeError, match=r"the logits of model\.onnx differ from those of the trained model by 1; do not use it"
+    ):
+        export.export_onnx(run_copy)
+    assert {path.name for path in run_copy.iterdir()} == before and "onnx" not in before
+
+
+def test_export_says_in_one_line_what_it_cannot_do(run_copy, tmp_path, capsys):
+    results = json.loads((run_copy / "results.json").read_text())
+
+    def complaint(code: int, run: Path, *flags: str) -> str:
+        assert main(["export", str(run), *flags]) == code
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    assert "is not a finished run; give the --output_dir of a finished training" in complaint(2, tmp_path)
+    assert "--photos must be at least 1; found 0" in complaint(2, run_copy, "--photos", "0")
+    fewer = Path(shutil.copytree(results["dataset"]["name"], tmp_path / "fewer"))
+    next(fewer.rglob("*.jpg")).unlink()
+    for name, code, words in (
+        (str(tmp_path / "moved"), 2, f"export where '{tmp_path / 'moved'}' is still available and unchanged"),
+        (str(fewer), 3, "lists 1 photo missing from the dataset"),
+        (str(put_photos(tmp_path / "others", seed=5)), 3, "no longer holds the photos that"),
+    ):
+        results["dataset"]["name"] = name
+        (run_copy / "results.json").write_text(json.dumps(results))
+        assert words in complaint(code, run_copy)
+    assert not (run_copy / "onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_network_of_convolutions_is_rounded_by_the_ranges_of_photos(tmp_path):
+    explained = ExplainedClassifier(build("timm efficientnet"), 32).eval()
+    full, small = tmp_path / "model.onnx", tmp_path / "model_quantized.onnx"
+    write_model(explained, 32, full)
+    assert quantization_methods(explained) == ("static",)
+    quantize("static", full, small, explained.head, iter([pixels(8).numpy()]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model_quantized.onnx"]
+    assert small.stat().st_size < 0.5 * full.stat().st_size
+    # The head and the reading of evidence stay as they are.
+    assert head_weights(small) == head_weights(full) == {onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.script
+def test_no_library_is_made_to_talk(tmp_path):
+    program = "import logging, pathlib, sys\nfrom agritransfer.hub.export import quantization\n"
+    program += "quantization._quantize_blocks(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), [])\n"
+    program += "print(logging.getLogger().level, logging.getLogger().handlers)"
+    empty = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+    onnx.save(empty, tmp_path / "empty.onnx")
+    words = [sys.executable, "-c", program, tmp_path / "empty.onnx", tmp_path / "small.onnx"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "30 []"

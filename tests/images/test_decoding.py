@@ -1,0 +1,167 @@
+"""Tests that a photo is decoded as people see it and that the model sees the pixels of its own image processor."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agritransfer.images.decoding import decode_photo
+from pictures import UPRIGHT, encode, noise
+
+# How a camera that was held so stores the upright photo: the inverse of what each EXIF orientation asks for.
+AS_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def difference(photo: Image.Image, expected: Image.Image) -> float:
+    """Mean absolute difference of two photos of one size, in steps of 8 bits."""
+    assert photo.mode == "RGB"
+    assert photo.size == expected.size
+    return np.abs(np.asarray(photo).astype(float) - np.asarray(expected.convert("RGB"))).mean()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_exif_orientation_gives_the_same_upright_photo(file_format, orientation):
+    stored = UPRIGHT.transpose(AS_STORED[orientation]) if orientation in AS_STORED else UPRIGHT
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert difference(decode_photo(encode(stored, file_format, exif=exif)), UPRIGHT) < 5
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF"])
+def test_the_formats_of_phones_and_scanners_are_read_from_bytes_and_from_files(file_format, tmp_path):
+    content = encode(UPRIGHT, file_format)
+    (tmp_path / "leaf").write_bytes(content)
+    assert difference(decode_photo(content), UPRIGHT) < 5
+    assert difference(decode_photo(tmp_path / "leaf"), UPRIGHT) < 5
+    assert difference(decode_photo(str(tmp_path / "leaf")), UPRIGHT) < 5
+
+
+def test_cmyk_and_grey_photos_become_rgb():
+    assert difference(decode_photo(encode(UPRIGHT.convert("CMYK"), "JPEG", quality=95)), UPRIGHT) < 5
+    assert difference(decode_photo(encode(UPRIGHT.convert("L"), "PNG")), UPRIGHT.convert("L")) == 0
+    assert difference(decode_photo(encode(UPRIGHT.convert("1"), "PNG")), UPRIGHT.convert("1")) == 0
+
+
+def test_what_is_transparent_is_white_and_never_shows_its_hidden_colour():
+    white = Image.new("RGB", (8, 8), "white")
+    hidden = {
+        "RGBA": encode(Image.new("RGBA", (8, 8), (200, 0, 0, 0)), "PNG"),
+        "RGBA WebP": encode(Image.new("RGBA", (8, 8), (200, 0, 0, 0)), "WEBP", lossless=True, exact=True),
+        "LA": encode(Image.new("LA", (8, 8), (40, 0)), "PNG"),
+        "L": encode(Image.new("L", (8, 8), 40), "PNG", transparency=40),
+        "RGB": encode(Image.new("RGB", (8, 8), (200, 0, 0)), "PNG", transparency=(200, 0, 0)),
+        "P": encode(Image.new("RGB", (8, 8), (200, 0, 0)).quantize(4), "PNG", transparency=0),
+    }
+    assert {mode: difference(decode_photo(content), white) for mode, content in hidden.items()} == dict.fromkeys(
+        hidden, 0
+    )
+    half = decode_photo(encode(Image.new("RGBA", (8, 8), (0, 0, 0, 128)), "PNG"))
+    assert np.asarray(half)[0, 0].tolist() == [127, 127, 127]
+    opaque = decode_photo(encode(Image.new("RGB", (8, 8), (200, 0, 0)).quantize(4), "PNG"))
+    assert np.asarray(opaque)[0, 0].tolist() == [200, 0, 0]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+@pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
+def test_16_bit_photos_are_scaled_and_not_clipped(file_format, byte_order):
+    values = np.array([[0, 257, 32896, 51400, 65278, 65535]], dtype=byte_order)
+    photo = decode_photo(encode(Image.fromarray(values), file_format))
+    assert np.asarray(photo)[0].tolist() == [[v] * 3 for v in (0, 1, 128, 200, 254, 255)]
+
+
+@pytest.mark.parametrize("file_format", ["MPO", "WEBP", "PNG", "TIFF"])
+def test_of_several_frames_the_first_is_taken(file_format):
+    content = encode(UPRIGHT, file_format, save_all=True, append_images=[Image.new("RGB", UPRIGHT.size)])
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.n_frames) == (file_format, 2)
+    assert difference(decode_photo(content), UPRIGHT) < 5
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_32_bit_pixels_without_a_known_range_are_refused(mode):
+    with pytest.raises(ValueError, match="32-bit numbers without a known range"):
+        decode_photo(encode(Image.new(mode, (8, 8), 70000), "TIFF"))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF"])
+def test_a_truncated_photo_is_refused_wherever_it_ends(file_format):
+    content = encode(noise(60, 40), file_format)
+    for share in (0.05, 0.3, 0.6, 0.9):
+        with pytest.raises((OSError, ValueError)):
+            decode_photo(content[: int(share * len(content))])
+
+
+# A TIFF of damaged tags makes Pillow warn before it refuses the file.
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF"])
+def test_a_damaged_photo_is_read_or_refused_with_a_reason_in_one_of_two_kinds(file_format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(noise(60, 40), file_format, **({} if file_format == "BMP" else {"exif": exif}))
+    random = np.random.default_rng(0)
+    refused = 0
+    for attempt in range(200):
+        damaged = bytearray(content)
+        # The header by turns, because it is a small part of the file.
+        for place in random.integers(0, 200 if attempt % 2 else len(content), size=4):
+            damaged[place] = random.integers(256)
+        try:
+            decode_photo(bytes(damaged))
+        except (OSError, ValueError):
+            refused += 1
+    assert refused > 5
+
+
+def test_a_photo_of_unreadable_orientation_is_refused():
+    with pytest.raises(ValueError, match="not a TIFF file"):
+        decode_photo(encode(UPRIGHT, "PNG", exif=b"Exif\0\0garbage"))
+
+
+@pytest.mark.parametrize("content", [b"", b"a text file\n", encode(UPRIGHT, "GIF")], ids=["empty", "text", "gif"])
+def test_what_is_no_photo_is_refused_with_the_allowed_formats(content):
+    with pytest.raises(ValueError, match="no photo in any of the formats JPEG, PNG, WEBP, BMP, TIFF, HEIF"):
+        decode_photo(content)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(10))) + chunk(b"IEND", b"")
+
+
+def bmp_that_claims(width: int, height: int) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header
+
+
+# Pillow itself warns above 89 million pixels, before we refuse.
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(6400, 6251), (12_000, 12_000), (60_000, 60_000)])
+@pytest.mark.parametrize("claim", [png_that_claims, bmp_that_claims])
+def test_a_photo_over_40_million_pixels_is_refused_from_its_header(claim: Callable, size: tuple[int, int]):
+    content = claim(*size)
+    images_made = Image.core.get_stats()["new_count"]
+    with pytest.raises(ValueError, match="over 40 million pixels; shrink it"):
+        decode_photo(content)
+    assert Image.core.get_stats()["new_count"] == images_made
+
+
+def test_a_photo_of_40_million_pixels_is_not_too_large():
+    # Refused as well, but for what it lacks: the pixels that its header promises.
+    with pytest.raises(OSError, match="truncated"):
+        decode_photo(png_that_claims(6400, 6250))

@@ -1,0 +1,191 @@
+"""Flags: what wins, what is refused, and what the refusal says."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from agritransfer.arguments import DataArguments, FinetuneArguments, LoraArguments, ModelArguments, ScratchArguments
+from agritransfer.runtime.command_line import GROUPS, OLD_FLAGS, parse_args, settings_line
+
+FINETUNE = (DataArguments, ModelArguments, FinetuneArguments)
+
+
+LORA = (DataArguments, ModelArguments, LoraArguments)
+
+
+SCRATCH = (DataArguments, ScratchArguments)
+
+
+NAMED = ["--dataset_name", "sample/leaves", "--model_name_or_path", "sample/vit", "--use_cpu"]
+
+
+def refusal(capsys, classes, flags) -> str:
+    with pytest.raises(SystemExit) as end:
+        parse_args(classes, "story", flags)
+    assert end.value.code == 2
+    usage, line = capsys.readouterr().err.strip().splitlines()
+    assert usage.startswith("usage: ") and "--help" in usage
+    return line
+
+
+def write_recipe(folder: Path, **flags) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(flags))
+    return str(path)
+
+
+def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_default(tmp_path):
+    recipe = write_recipe(tmp_path, learning_rate=3e-4, num_train_epochs=7, dataset_name="a", model_name_or_path="b")
+    *_, training = parse_args(FINETUNE, "", ["--recipe", recipe, "--num_train_epochs", "2", "--use_cpu"])
+    assert training.learning_rate == 3e-4
+    assert training.num_train_epochs == 2
+    assert training.per_device_train_batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("classes", "flags", "rate"),
+    [
+        (FINETUNE, NAMED, 1e-4),
+        (FINETUNE, [*NAMED, "--train_layers", "head"], 5e-3),
+        (LORA, NAMED, 2e-3),
+        (SCRATCH, [NAMED[0], NAMED[1], "--use_cpu"], 1e-3),
+    ],
+)
+def test_each_strategy_has_a_learning_rate_of_its_own_and_prints_it(classes, flags, rate):
+    parsed = parse_args(classes, "", flags)
+    assert parsed[-1].learning_rate == rate
+    assert f"learning_rate={rate}" in settings_line(*parsed)
+
+
+def test_a_new_head_learns_ten_times_faster_than_the_pretrained_layers_unless_told_or_solved():
+    told = [{}, {"train_layers": "head"}, {"head_first": True}, {"head_learning_rate": 0.5}]
+    told += [{"head_first": True, "head_learning_rate": 0.5}]
+    assert [FinetuneArguments(**flags).head_rate(1e-4) for flags in told] == [1e-3, 1e-4, 1e-4, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("classes", "flags", "augmentation", "solved"),
+    [
+        (FINETUNE, [], "light", False),
+        (FINETUNE, ["--train_layers", "2", "--cached_views", "4"], "light", False),
+        (FINETUNE, ["--train_layers", "head"], "none", True),
+        (FINETUNE, ["--train_layers", "head", "--cached_views", "4"], "light", True),
+        (FINETUNE, ["--train_layers", "head", "--augmentation", "light"], "light", False),
+        (LORA, [], "light", None),
+    ],
+)
+def test_a_head_alone_has_no_augmentation_unless_told_and_is_then_solved(classes, flags, augmentation, solved):
+    data, _, strategy, training = parse_args(classes, "", [*NAMED, *flags])
+    assert data.augmentation == augmentation
+    assert f"augmentation={augmentation}" in settings_line(data, strategy, training)
+    assert solved is None or strategy.solves_head(data) is solved
+
+
+def test_what_trainer_must_never_do_with_photos_is_off_even_when_asked_in_a_recipe():
+    training = parse_args(FINETUNE, "", NAMED)[-1]
+    assert training.remove_unused_columns is False
+    assert training.logging_nan_inf_filter is False
+    assert training.label_names == ["labels"]
+    assert (training.load_best_model_at_end, training.metric_for_best_model) == (True, "macro_f1")
+
+
+@pytest.mark.parametrize("name", sorted(OLD_FLAGS))
+def test_old_and_dangerous_flags_are_refused_with_what_to_use(name, capsys, tmp_path):
+    line = refusal(capsys, FINETUNE, [*NAMED, f"--{name}", "1"])
+    assert f"--{name} cannot be used here; use {OLD_FLAGS[name]}" in line
+    assert OLD_FLAGS[name] in refusal(capsys, FINETUNE, [*NAMED, "--recipe", write_recipe(tmp_path, **{name: 1})])
+
+
+def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_names():
+    assert OLD_FLAGS["overwrite_output_dir"] == "--restart"
+    assert "--warmup_steps 0.1" in OLD_FLAGS["warmup_ratio"]
+    assert OLD_FLAGS["evaluation_strategy"] == "--eval_strategy"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model_name_or_path", "m"], "--dataset_name is missing; try --dataset_name sample/leaves"),
+        (["--dataset_name", "d"], "--model_name_or_path is missing; try --model_name_or_path sample/vit"),
+        ([*NAMED, "--learning_rat", "1"], "unknown flag --learning_rat; did you mean --learning_rate?"),
+        ([*NAMED, "--see", "1"], "unknown flag --see"),
+        ([*NAMED, "--learning_rate", "fast"], "invalid float value: 'fast'"),
+        ([*NAMED, "--recipe", "none.yaml"], "no recipe at 'none.yaml'"),
+        ([*NAMED, "--recipe"], "no recipe at"),
+        ([*NAMED, "--cached_views", "0"], "--cached_views must be at least 1; found 0"),
+        ([*NAMED, "--train_layers", "head", "--head_first"], "remove one of them"),
+        ([*NAMED, "--eval_strategy", "no"], "--load_best_model_at_end requires"),
+    ],
+)
+def test_a_wrong_flag_ends_with_code_2_and_the_remedy(flags, words, capsys):
+    assert words in refusal(capsys, FINETUNE, flags)
+
+
+def test_a_recipe_with_a_misspelt_key_is_refused(tmp_path, capsys):
+    recipe = write_recipe(tmp_path, learning_rte=1)
+    assert "did you mean --learning_rate?" in refusal(capsys, FINETUNE, [*NAMED, "--recipe", recipe])
+
+
+def test_a_recipe_with_an_empty_value_is_refused(tmp_path, capsys):
+    recipe = write_recipe(tmp_path, seed=None)
+    assert "without empty values" in refusal(capsys, FINETUNE, [*NAMED, "--recipe", recipe])
+
+
+def test_help_all_adds_the_flags_of_the_trainer(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_args(LORA, "story", ["--help_all"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "--lora_r" in shown and "--adam_beta1" in shown and "story" in shown
+
+
+def help_of(capsys, classes, flag="--help") -> str:
+    with pytest.raises(SystemExit):
+        parse_args(classes, "story", [flag])
+    return capsys.readouterr().out
+
+
+def test_help_has_groups_defaults_and_one_spelling_of_each_flag(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = help_of(capsys, LORA)
+    assert re.findall(r"^([a-z ]+):$", shown, re.MULTILINE) == ["options", *GROUPS]
+    assert max(map(len, shown.splitlines())) <= 100
+    assert not re.findall(r"--\w+-\w+", shown)
+    assert "(default: 0.15)" in shown and "(default: None)" not in shown
+    words = " ".join(shown.split())
+    assert "--share_splits [true|false] Publish splits.csv" in words
+    assert "--no_share_splits Do not publish splits.csv." in words
+    assert "--learning_rate 0.002, --num_train_epochs 10" in words
+    # With all flags, the defaults of the Trainer's are those of the strategy.
+    words = " ".join(help_of(capsys, SCRATCH, "--help_all").split())
+    assert re.search(r"--learning_rate X [^(]*\(default: 0\.001\)", words)
+
+
+def test_every_flag_of_ours_has_a_group_and_a_dashed_spelling():
+    checked = 0
+    for arguments in (*FINETUNE, LoraArguments, ScratchArguments):
+        for field in dataclasses.fields(arguments):
+            assert field.metadata["group"] in GROUPS and field.metadata["help"]
+            assert (field.default is True) == ("no_help" in field.metadata)
+            checked += 1
+    assert checked >= 40
+    data, *_ = parse_args(SCRATCH, "", ["--dataset-name", "d", "--no-share-splits", "--use_cpu"])
+    assert (data.dataset_name, data.share_splits) == ("d", False)
+
+
+def test_every_recipe_parses_for_the_script_that_it_names():
+    classes = {"train_finetune.py": FINETUNE, "train_lora.py": LORA, "train_scratch.py": SCRATCH}
+    recipes = sorted((ROOT / "recipes").glob("*.yaml"))
+    assert len(recipes) >= 4
+    for recipe in recipes:
+        header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+        words = {line[2:].split(":")[0]: line for line in header if ":" in line}
+        assert {"Run", "Took", "Gave"} <= set(words), recipe.name
+        script = next(word for word in words["Run"].split() if word.startswith("train_"))
+        assert f"recipes/{recipe.name}" in words["Run"]
+        *_, training = parse_args(classes[script], "", ["--recipe", str(recipe), "--use_cpu"])
+        assert training.output_dir.startswith("runs/")
