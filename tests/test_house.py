@@ -13,7 +13,6 @@ PACKAGE = ROOT / "agritransfer"
 ROOMS = ["runtime", "images", "data", "models", "evaluation", "training", "hub", "cli"]
 FILES = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"] + [*(ROOT / "space").glob("*.py")]
 SCRIPTS = ["train_finetune.py", "train_lora.py", "train_scratch.py"]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 CODE_MAP = (ROOT / "docs/code_map.md").read_text(encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ from transformers import Trainer
 # The code that runs, and the helpers of the tests; each test file answers for itself.
 FILES = sorted(
     path
-    for pattern in ("agritransfer/**/*.py", "space/*.py", "train_*.py", "tests/*.py")
+    for pattern in ("agritransfer/**/*.py", "space/*.py", "train_*.py", "tests/*.py", "tests/support/*.py")
     for path in ROOT.glob(pattern)
     if not path.name.startswith("test_")
 )
@@ -97,7 +97,7 @@ TABLE = [
     PrivateName("transformers.ProgressCallback.current_step", CALLBACKS, "it moves the bar by this"),
     PrivateName(
         "transformers.trainer_callback.CallbackHandler.on_step_end",
-        "tests/survival.py",
+        "tests/support/survival.py",
         "faults are planted where a step ends",
         ("args", "state", "control"),
     ),
@@ -156,7 +156,7 @@ def overrides() -> dict[str, tuple[type, type]]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.ClassDef) or not node.bases:
                 continue
-            ours = getattr(importlib.import_module(module.removeprefix("tests.")), node.name)
+            ours = getattr(importlib.import_module(module.removeprefix("tests.").removeprefix("support.")), node.name)
             for name in vars(ours):
                 of_library = [base for base in ours.__mro__[1:-1] if name in vars(base)]
                 if name.startswith("_") and not name.startswith("__") and of_library and callable(getattr(ours, name)):

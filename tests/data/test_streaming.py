@@ -237,13 +237,13 @@ def test_a_broken_photo_is_told_in_its_place_or_left_out_and_made_up_for(tmp_pat
     [
         (
             ["--max_train_samples", "5"],
-            "--max_train_samples cannot be used with --streaming: the stream is read to its",
+            "--max_train_samples cannot be used with --streaming: a stream is read to its end",
         ),
-        (["--splits_file", "splits.csv"], "a stream is never cut"),
-        (["--group_pattern", "x"], "a stream is never cut"),
-        (["--validation_fraction", "0.2"], "a stream is never cut"),
-        (["--on_leakage", "stop"], "copies among them are not found"),
-        (["--download_only"], "there is nothing to fetch before"),
+        (["--splits_file", "splits.csv"], "a stream must come with its own validation"),
+        (["--group_pattern", "x"], "a stream must come with its own validation"),
+        (["--validation_fraction", "0.2"], "a stream must come with its own validation"),
+        (["--on_leakage", "stop"], "leaked copies cannot be found"),
+        (["--download_only"], "there is nothing to download beforehand"),
     ],
 )
 def test_what_cannot_hold_for_a_stream_is_refused_in_one_line(flags, words, capsys):

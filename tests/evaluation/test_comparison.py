@@ -324,7 +324,7 @@ def backbone(folder: Path, tiny_vit: Path, photos: Path, blind: bool) -> Path:
     if blind:
         model.vit.embeddings.patch_embeddings.projection.weight.data.zero_()
     model.save_pretrained(folder)
-    load_processor(str(tiny_vit), None, 32).save_pretrained(folder)
+    load_processor(str(tiny_vit), None, 32).save(folder)
     return folder
 
 

@@ -92,7 +92,7 @@ def test_of_several_frames_the_first_is_taken(file_format):
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_32_bit_pixels_without_a_known_range_are_refused(mode):
-    with pytest.raises(ValueError, match="32-bit numbers without a known range"):
+    with pytest.raises(ValueError, match="32-bit numbers of unknown range"):
         decode_photo(encode(Image.new(mode, (8, 8), 70000), "TIFF"))
 
 
@@ -132,7 +132,7 @@ def test_a_photo_of_unreadable_orientation_is_refused():
 
 @pytest.mark.parametrize("content", [b"", b"a text file\n", encode(UPRIGHT, "GIF")], ids=["empty", "text", "gif"])
 def test_what_is_no_photo_is_refused_with_the_allowed_formats(content):
-    with pytest.raises(ValueError, match="no photo in any of the formats JPEG, PNG, WEBP, BMP, TIFF, HEIF"):
+    with pytest.raises(ValueError, match="not a photo in any of the formats JPEG, PNG, WEBP, BMP, TIFF, HEIF"):
         decode_photo(content)
 
 
@@ -156,7 +156,7 @@ def bmp_that_claims(width: int, height: int) -> bytes:
 def test_a_photo_over_40_million_pixels_is_refused_from_its_header(claim: Callable, size: tuple[int, int]):
     content = claim(*size)
     images_made = Image.core.get_stats()["new_count"]
-    with pytest.raises(ValueError, match="over 40 million pixels; shrink it"):
+    with pytest.raises(ValueError, match="over 40 million pixels; resize it"):
         decode_photo(content)
     assert Image.core.get_stats()["new_count"] == images_made
 

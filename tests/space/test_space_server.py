@@ -90,7 +90,7 @@ def test_the_labels(space):
     assert told[0] == {"label": "angular_leaf_spot", "crop": "", "condition": "angular leaf spot"}
 
 
-def test_gradio_client_and_curl_as_the_readme_shows_them(space):
+def test_gradio_client_and_curl_as_the_docs_show_them(space):
     client = Client(space.url, verbose=False)
     assert client.predict(handle_file(ANSWER), api_name="/diagnose")["verdict"] == "answer"
     rows = client.predict([handle_file(path) for path in EXAMPLES], api_name="/diagnose_batch")
@@ -98,8 +98,8 @@ def test_gradio_client_and_curl_as_the_readme_shows_them(space):
     assert [row["file"] for row in rows] == [path.name for path in EXAMPLES]
     assert len(client.predict(api_name="/labels")) == 4
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/diagnose", "/diagnose_batch", "/labels"}
-    readme = (ROOT / "README.md").read_text()
-    script = readme.split("PHOTO=leaf.jpg", 1)[1].split("```")[0]
+    page = (ROOT / "docs/serving.md").read_text()
+    script = page.split("PHOTO=leaf.jpg", 1)[1].split("```")[0]
     script = f"PHOTO={ANSWER}" + script.replace("http://127.0.0.1:7860", space.url)
     said = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, timeout=60)
     assert '"verdict": "answer"' in said.stdout and '"label": "angular_leaf_spot"' in said.stdout, said.stderr
