@@ -8,12 +8,12 @@ import os
 from pathlib import Path
 
 from agritransfer.data.readers.source import PHOTO_SUFFIXES, SPLIT_NAMES, Photo, PhotoFiles, Source
-from agritransfer.data.readers.table import rows_of_metadata
+from agritransfer.data.readers.table import TABLES
 from agritransfer.errors import DataError, UsageError
 
 
 def read_folder(folder: Path, group_column: str | None) -> Source:
-    """The photos of a folder, labelled by its class folders or metadata.csv; raises `DataError` if it has none."""
+    """The photos of a folder, labelled by its class folders or a table; raises `DataError` if it has none."""
     # Path.rglob would skip class folders that are symbolic links, which are common on clusters.
     walked = list(os.walk(folder, followlinks=True))
     files = sorted(Path(parent, file) for parent, _, files in walked for file in files)
@@ -21,20 +21,19 @@ def read_folder(folder: Path, group_column: str | None) -> Source:
     pictures = {name: path for name, path in names.items() if _is_photo(name)}
     if not pictures:
         raise DataError(f"'{folder}' contains no photos; add class folders such as {folder}/healthy/leaf.jpg")
-    if "metadata.csv" in names:
-        rows, without_row = rows_of_metadata(names["metadata.csv"], pictures, group_column)
+    table = next((name for name in TABLES if name in names), None)
+    if table is not None:
+        rows, without_row = TABLES[table](names[table], pictures, group_column)
         empty = []
     elif group_column is not None:
-        raise UsageError(f"'{folder}' has no metadata.csv for --group_column_name; use --group_pattern")
+        raise UsageError(f"'{folder}' has no {' or '.join(TABLES)} for --group_column_name; use --group_pattern")
     else:
         rows, without_row = _rows_of_folders(folder, pictures), []
         empty = [
             Path(parent).relative_to(folder).as_posix() for parent, folders, files in walked if not folders + files
         ]
-    others = [
-        name for name in names if name not in pictures and name != "metadata.csv" and not name.startswith(".git/")
-    ]
-    left_out = [f"{name} (not in metadata.csv)" for name in without_row] + [f"{name} (not a photo)" for name in others]
+    others = [name for name in names if name not in pictures and name != table and not name.startswith(".git/")]
+    left_out = [f"{name} (not in {table})" for name in without_row] + [f"{name} (not a photo)" for name in others]
     return Source(
         PhotoFiles([str(pictures[row["file"]]) for row in rows]),
         [Photo(row=i, **row) for i, row in enumerate(rows)],

@@ -43,6 +43,10 @@ def rows_of_metadata(
     return rows, sorted(set(pictures) - {row["file"] for row in rows})
 
 
+# The tables that a folder may have, and what reads each; the first one found counts.
+TABLES = {"metadata.csv": rows_of_metadata}
+
+
 def read_table(path: Path, columns: list[str]) -> list[dict[str, str]]:
     """The rows of a CSV file; raises `DataError` if it is empty or one of these columns is missing."""
     try:
