@@ -14,19 +14,16 @@ from conftest import ROOT
 from agritransfer.__main__ import build_parser
 from agritransfer.arguments import (
     DataArguments,
-    FinetuneArguments,
-    LoraArguments,
     ModelArguments,
-    ScratchArguments,
 )
 from agritransfer.runtime.command_line import FlagParser, parse_args
+from agritransfer.strategies import STRATEGIES
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 TRAINING = {
-    "finetune": (DataArguments, ModelArguments, FinetuneArguments),
-    "lora": (DataArguments, ModelArguments, LoraArguments),
-    "scratch": (DataArguments, ScratchArguments),
+    Path(of.script).stem.removeprefix("train_"): (DataArguments, *[ModelArguments] * of.pretrained, of.arguments)
+    for of in STRATEGIES.values()
 }
 SUBCOMMANDS = build_parser()._subparsers._group_actions[0].choices
 LANGUAGES = {"bash", "python", "text"}

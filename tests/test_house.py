@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from agritransfer.strategies import SCRIPTS as SCRIPT_OF
+
 PACKAGE = ROOT / "agritransfer"
 ROOMS = ["runtime", "images", "data", "models", "evaluation", "training", "hub", "cli"]
 FILES = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"] + [*(ROOT / "space").glob("*.py")]
-SCRIPTS = ["train_finetune.py", "train_lora.py", "train_scratch.py"]
+SCRIPTS = sorted(SCRIPT_OF.values())
 CODE_MAP = (ROOT / "docs/code_map.md").read_text(encoding="utf-8")
 
 
@@ -84,7 +86,7 @@ def main_of(script: str) -> list[str]:
     main = next(node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
     lines = ast.get_source_segment(text, main).splitlines()
     # The name of the strategy's own arguments is the one word that always differs.
-    return [re.sub(r"\b(finetune|lora|scratch)_args\b", "strategy_args", line).strip() for line in lines]
+    return [re.sub(rf"\b({'|'.join(SCRIPT_OF)})_args\b", "strategy_args", line).strip() for line in lines]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -43,7 +43,7 @@ def compute_metrics(prediction: Any) -> dict[str, float]:
     Raises `DivergedError` if the outputs of the model are not finite.
     """
     if not np.isfinite(prediction.predictions).all():
-        raise DivergedError("the outputs on the validation photos became no numbers; lower --learning_rate")
+        raise DivergedError("the outputs on the validation photos are NaN or infinite; lower --learning_rate")
     # In memory, since the files of two processes would collide in one cache folder.
     metric = ClassificationMetric(keep_in_memory=True)
     scores = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)

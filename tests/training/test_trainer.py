@@ -214,7 +214,7 @@ def test_a_rate_that_is_far_too_high_ends_the_run_before_its_weights_are_saved(t
 
 def test_a_step_that_gives_nan_weights_ends_the_run_in_the_validation_after_it(tmp_path):
     args = arguments(tmp_path, optim="sgd", learning_rate=1e30, max_grad_norm=0.0, per_device_train_batch_size=8)
-    with pytest.raises(DivergedError, match="the validation photos became no numbers; lower --learning_rate"):
+    with pytest.raises(DivergedError, match="the validation photos are NaN or infinite; lower --learning_rate"):
         trainer_of(vit(), args, compute_metrics=compute_metrics).train()
     assert not list(tmp_path.glob("checkpoints/*"))
 
