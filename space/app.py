@@ -1,7 +1,7 @@
 """Serve a model exported by agritransfer: diagnoses of plant photos that say when they are not sure.
 
     python space/app.py                         # the small sample model in this folder
-    python space/app.py --model runs/NAME       # a run after `python -m agritransfer export runs/NAME`
+    python space/app.py --model runs/NAME       # a run after `agritransfer export runs/NAME`
     MODEL_ID=user/name python space/app.py      # a published model; MODEL_REVISION selects the commit
 
 FEEDBACK_REPO=user/name lets visitors send corrections to that private dataset.

@@ -47,18 +47,14 @@ class Classifier:
 
     def __init__(self, folder: Path):
         if not (folder / "onnx/model.onnx").is_file():
-            raise FileNotFoundError(
-                f"no onnx/model.onnx in {folder}; export the run: python -m agritransfer export RUN"
-            )
+            raise FileNotFoundError(f"no onnx/model.onnx in {folder}; export the run: agritransfer export RUN")
         self.results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         self.examples = sorted(map(str, (folder / "examples").glob("*.jpg")))
         self.name, self.session = fastest_session(folder / "onnx")
         facts = self.session.get_modelmeta().custom_metadata_map
         facts = {name: json.loads(fact) for name, fact in facts.items()}
         if facts.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{folder}/onnx has another version; export the run again: python -m agritransfer export RUN"
-            )
+            raise ValueError(f"{folder}/onnx has another version; export the run again: agritransfer export RUN")
         self.labels: list[str] = facts["labels"]
         self.recipe: dict[str, Any] = facts["preprocessing"]
         self.image_size: int = facts["image_size"]

@@ -1,9 +1,9 @@
 """Train all strategies on the same split with the same budget and recommend one, with its uncertainty.
 
-    python -m agritransfer compare photos --model_name_or_path facebook/dinov2-small
-    python -m agritransfer compare photos --model_name_or_path facebook/dinov2-small \\
+    agritransfer compare photos --model_name_or_path facebook/dinov2-small
+    agritransfer compare photos --model_name_or_path facebook/dinov2-small \\
         --seeds 5 --budget_epochs 20 --shift_dataset_name field_photos
-    python -m agritransfer compare --runs runs/*
+    agritransfer compare --runs runs/*
 
 Each run calls a training script. Further flags are passed on to the scripts; a flag that only one
 strategy has, such as --lora_r, goes to that strategy. Interrupted? Rerun the same command: finished

@@ -1,7 +1,7 @@
 """Export a finished run to ONNX and check the files on its validation photos.
 
-    python -m agritransfer export runs/NAME
-    python -m agritransfer export runs/NAME --photos 500
+    agritransfer export runs/NAME
+    agritransfer export runs/NAME --photos 500
 
 The files are written to runs/NAME/onnx/ and run without torch:
     model.onnx            the model in 32-bit floating point

@@ -1,11 +1,11 @@
 """Publish a finished run on the Hub and verify that the Hub serves the tested model.
 
-    python -m agritransfer publish runs/NAME --repo_id user/name
-    python -m agritransfer publish runs/NAME --repo_id user/name \\
+    agritransfer publish runs/NAME --repo_id user/name
+    agritransfer publish runs/NAME --repo_id user/name \\
         --hub_private_repo false --license apache-2.0
 
 With a Space where visitors can try the model on their photos or on your examples (run `export` first):
-    python -m agritransfer publish runs/NAME --repo_id user/name --hub_private_repo false \\
+    agritransfer publish runs/NAME --repo_id user/name --hub_private_repo false \\
         --space user/name --examples leaf.jpg other.jpg
 
 It uploads the model, its card, results and figures, the LoRA adapter and, after `export`, the ONNX

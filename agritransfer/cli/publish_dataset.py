@@ -1,6 +1,6 @@
 """Publish a photo dataset on the Hub as Parquet, with its splits, labels, audit and dataset card.
 
-    python -m agritransfer publish-dataset photos --repo_id user/leaves
+    agritransfer publish-dataset photos --repo_id user/leaves
 
 A run on user/leaves has the same splits and fingerprint as a run on the folder. Broken and leaked
 photos are skipped and counted. Exit code 0 on success; 4 on failure: rerun the same command to retry.

@@ -1,6 +1,6 @@
 """Rank pretrained backbones on your photos before any training: LogME, nearest neighbors and a linear probe.
 
-    python -m agritransfer rank photos --models facebook/dinov2-small microsoft/resnet-50
+    agritransfer rank photos --models facebook/dinov2-small microsoft/resnet-50
 
 The backbones stay frozen. The probe is fitted on the training photos and scored on the validation
 photos; the test photos are not used. With --runs, the ranking is compared with the test scores of

@@ -115,7 +115,7 @@ def open_stream(
         if split not in files:
             raise DataError(
                 f"'{name}' has no {split} split (found: {sorted(files)}), and a streamed dataset cannot be split; add "
-                "one, as `python -m agritransfer publish-dataset` does, or leave --streaming out"
+                "one, as `agritransfer publish-dataset` does, or leave --streaming out"
             )
     with hub_errors(f"'{name}'"):
         scored = datasets.load_dataset(
@@ -169,7 +169,7 @@ def _find_shards(
             return kind, files, builder.info.features, commit
     raise UsageError(
         f"{what} contains neither parquet nor WebDataset files, the only ones that can be streamed; leave --streaming "
-        "out, or convert the dataset to parquet: python -m agritransfer publish-dataset"
+        "out, or convert the dataset to parquet: agritransfer publish-dataset"
     )
 
 

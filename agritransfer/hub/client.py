@@ -107,7 +107,7 @@ def _refusals(name: str, kind: str) -> Iterator[None]:
     except httpx2.HTTPError as error:
         raise UsageError(
             f"the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached ({in_one_line(error)}); train without "
-            "--push_to_hub and publish later: python -m agritransfer publish RUN --repo_id USER/NAME"
+            "--push_to_hub and publish later: agritransfer publish RUN --repo_id USER/NAME"
         ) from error
     except huggingface_hub.errors.HFValidationError as error:
         raise UsageError(

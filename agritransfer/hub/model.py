@@ -111,7 +111,7 @@ def publish_run(folder: Path, destination: Destination | None) -> Published | No
 
 def retry_command(folder: Path, destination: Destination) -> str:
     """The command that publishes this run with the same options."""
-    command = ["python", "-m", "agritransfer", "publish", str(folder), "--repo_id", destination.repo_id]
+    command = ["agritransfer", "publish", str(folder), "--repo_id", destination.repo_id]
     command += [] if destination.private else ["--hub_private_repo", "false"]
     command += [] if destination.share_splits else ["--share_splits", "false"]
     command += ["--license", destination.licence] if destination.licence else []

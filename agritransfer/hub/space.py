@@ -30,9 +30,7 @@ POLL = 2.0
 def preflight_space(name: str, model_is_private: bool, run: Path) -> str:
     """Create the Space if it is new and return its full ID; raises `UsageError` if it could not serve the model."""
     if not (run / "onnx/model.onnx").is_file():
-        raise UsageError(
-            f"{run} has no onnx/ folder, which a Space needs; first run: python -m agritransfer export {run}"
-        )
+        raise UsageError(f"{run} has no onnx/ folder, which a Space needs; first run: agritransfer export {run}")
     space_id = preflight(name, model_is_private, run, kind="space")
     if model_is_private and "HF_TOKEN" not in huggingface_hub.HfApi().get_space_secrets(space_id):
         raise UsageError(

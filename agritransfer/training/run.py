@@ -122,7 +122,7 @@ def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
         raise UsageError(f"{folder} holds another finished run: {changes}; choose a new --output_dir or add --restart")
     say(f"{folder} is finished; its results:\n{results_table(results)}")
     if push_to_hub and not (folder / "published.json").exists():
-        again = f"python -m agritransfer publish {folder} --repo_id USER/NAME"
+        again = f"agritransfer publish {folder} --repo_id USER/NAME"
         sys.exit(_say(PublishError(f"it is not published yet; run {again}")))
     sys.exit(0)
 
@@ -221,7 +221,7 @@ def write_results(
     print(results_table(results))
     print(f"\nwritten to {folder}: the model, results.json, splits.csv, predictions.csv, figures/")
     print(f'use it: pipeline("image-classification", model="{folder}")')
-    print(f'or, with "not sure" as an answer: python -m agritransfer predict {folder} PHOTOS')
+    print(f'or, with "not sure" as an answer: agritransfer predict {folder} PHOTOS')
 
 
 def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def test_a_token_that_is_taken_back_costs_nothing_but_the_command_that_is_printe
     hub.faults.append(Fault("POST", "/commit/", times=9, status=401))
     said = client.run("publish", run, "--repo_id", "user/revoked", "--license", "mit")
     assert said["code"] == 4 and said["err"].count("\n") == 1
-    again = f"python -m agritransfer publish {run} --repo_id user/revoked --license mit"
+    again = f"agritransfer publish {run} --repo_id user/revoked --license mit"
     assert again in said["err"] and "the Hub token was revoked or has no write access" in said["err"]
     assert not (run / "published.json").exists()
     hub.faults.clear()
@@ -282,7 +282,7 @@ def test_a_hub_that_hangs_is_not_waited_for_for_ever(run, client, hub):
     hurry = "import agritransfer.hub.client as u; u.TIMEOUT, u.PATIENCE = 0.5, 0"
     usual = "import agritransfer.hub.client as u; u.TIMEOUT, u.PATIENCE = 60.0, 300"
     said = client.run("publish", run, "--repo_id", "user/hangs", before=hurry)
-    assert said["code"] == 4 and "to retry: python -m agritransfer" in said["err"]
+    assert said["code"] == 4 and "to retry: agritransfer" in said["err"]
     hub.faults.clear()
     assert client.run("publish", run, "--repo_id", "user/hangs", before=usual)["code"] == 0
 
@@ -429,7 +429,7 @@ def test_a_last_checkpoint_that_never_arrives_ends_with_4(client, hub, photos, t
     push = ("--push_to_hub", "--hub_model_id", "user/lost", "--hub_strategy", "checkpoint")
     command = (ROOT / "train_finetune.py", *flags, *push)
     said = client.run(*command)
-    assert said["code"] == 4 and "to retry: python -m agritransfer publish" in said["err"]
+    assert said["code"] == 4 and "to retry: agritransfer publish" in said["err"]
     assert json.loads((run / "status.json").read_text()) == {"state": "not published", "exit_code": 4}
     again = client.run(*command)
     assert again["code"] == 4 and "it is not published yet" in again["err"] and "epoch 1" not in again["out"]

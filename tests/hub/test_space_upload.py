@@ -95,7 +95,7 @@ def test_what_stands_in_the_way_is_told_before_anything_is_uploaded(run, client,
     no_photo = publish(client, run, "--examples", run / "results.json")
     missing = publish(client, run, "--examples", tmp_path / "none.jpg")
     assert [said["code"] for said in (without_onnx, free, private, no_photo, missing)] == [2, 2, 2, 3, 3]
-    assert "python -m agritransfer export" in without_onnx["err"]
+    assert "agritransfer export" in without_onnx["err"]
     assert "PRO accounts" in free["err"] and "python space/app.py --model" in free["err"]
     assert "--hub_private_repo false" in private["err"] and "HF_TOKEN" in private["err"]
     assert "results.json" in no_photo["err"] and "none.jpg" in missing["err"]

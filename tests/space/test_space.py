@@ -304,7 +304,7 @@ def test_a_folder_without_a_model_or_of_another_version_is_told_in_one_line(tmp_
         said = subprocess.run(
             [sys.executable, SPACE / "app.py", "--model", folder], capture_output=True, text=True, cwd=tmp_path
         )
-        assert said.returncode == 2 and "python -m agritransfer export" in said.stderr.splitlines()[-1]
+        assert said.returncode == 2 and "agritransfer export" in said.stderr.splitlines()[-1]
 
 
 def test_the_header_pins_what_the_requirements_ask_for():
