@@ -7,8 +7,7 @@ The table has a row per file: its verdict (answer, not sure, unknown, broken), t
 calibrated probabilities, and the reason if the file is broken. "not sure": the probability is below the model's
 threshold. "unknown": the photo is unlike those that the model was validated on. Temperature and thresholds were fitted
 on the validation photos of the run; a model without results.json has none, so all its answers are given. An exported
-run is answered by ONNX Runtime, which starts faster than torch. Pillow then resizes the photos, so that probabilities
-differ by less than 0.01 and a photo very close to a threshold may get another verdict.
+run is answered by ONNX Runtime, which starts faster than torch, from the same pixels.
 """
 
 import argparse

@@ -12,6 +12,9 @@ KNOWN_SHARE = 0.93
 # Fewer validation photos cannot tell what is strange.
 FEWEST_KNOWN = 20
 
+# A photo ties with itself whichever runtime computed it.
+ROUNDING = np.float32(1e-5)
+
 
 @dataclass(frozen=True)
 class Known:
@@ -65,8 +68,8 @@ def strangeness(features: np.ndarray, confidence: np.ndarray, known: Known) -> n
 
 def _strangeness(confidence: np.ndarray, distance: np.ndarray, known: Known) -> np.ndarray:
     count = len(known.distance)
-    as_unsure = np.searchsorted(known.confidence, confidence.astype(np.float32), side="right")
-    as_far = count - np.searchsorted(known.distance, distance, side="left")
+    as_unsure = np.searchsorted(known.confidence, confidence.astype(np.float32) + ROUNDING, side="right")
+    as_far = count - np.searchsorted(known.distance, distance - ROUNDING, side="left")
     return -np.log((as_unsure + 1) / (count + 1)) - np.log((as_far + 1) / (count + 1))
 
 

@@ -1,34 +1,95 @@
-"""Which pixels does an exported model see of a photo? Those of its preprocessing recipe, without torch."""
+"""Which pixels does an exported model get from a photo? Those of its preprocessing recipe, computed without torch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+# The largest weight that torch's kernel for uint8 images stores, in 16 bits, and the most binary places it keeps.
+MOST_WEIGHT, MOST_PLACES = 1 << 15, 22
+
 
 def recipe_pixels(image: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
     """The pixels of an upright RGB photo, resized and cropped by the recipe of an export: uint8 (3, side, side).
 
-    They differ from those of the model's image processor by at most two of 256 levels, where Pillow's kernel rounds
-    differently.
+    They equal those of the model's image processor, except on an old CPU (neither AVX2 nor arm64), where torchvision
+    rounds bilinear filters differently.
     """
     resize, crop = recipe["resize"], recipe["crop"]
+    # timm transforms a picture of Pillow's, transformers a tensor, and the two libraries round differently.
+    of_timm = recipe["odd_pixel"] == "even"
     if isinstance(resize, int):
         shorter = min(image.size)
         width, height = (resize if side == shorter else int(resize * side / shorter) for side in image.size)
     else:
         height, width = resize
-    resized = image.resize((width, height), Image.Resampling[recipe["resample"].upper()])
+    if of_timm or recipe["resample"] not in FILTERS:
+        pixels = np.asarray(image.resize((width, height), Image.Resampling[recipe["resample"].upper()]))
+    else:
+        pixels = _resized(np.asarray(image), width, height, recipe["resample"])
     if crop is not None:
-        resized = _center_crop(resized, crop, round_to_even=recipe["odd_pixel"] == "even")
-    return np.asarray(resized).transpose(2, 0, 1)
+        pixels = _center_crop(pixels, crop, round_to_even=of_timm)
+    return pixels.transpose(2, 0, 1)
 
 
-def _center_crop(image: Image.Image, side: int, round_to_even: bool) -> Image.Image:
+def _center_crop(pixels: np.ndarray, side: int, round_to_even: bool) -> np.ndarray:
     """The central square; of an odd margin, the extra pixel goes to the right, or to where `round` puts it."""
-    left, top = ((length - side) / 2 for length in image.size)
-    left, top = (round(edge) if round_to_even else int(edge) for edge in (left, top))
-    return image.crop((left, top, left + side, top + side))
+    top, left = ((length - side) / 2 for length in pixels.shape[:2])
+    top, left = (round(edge) if round_to_even else int(edge) for edge in (top, left))
+    return pixels[top : top + side, left : left + side]
+
+
+def _resized(pixels: np.ndarray, width: int, height: int, resample: str) -> np.ndarray:
+    """Pixels (rows, columns, 3) resized as torch does with antialiasing: integers, columns first, then rows."""
+    pixels = _resized_columns(pixels, width, resample)
+    return _resized_columns(pixels.transpose(1, 0, 2), height, resample).transpose(1, 0, 2)
+
+
+def _resized_columns(pixels: np.ndarray, count: int, resample: str) -> np.ndarray:
+    if pixels.shape[1] == count:
+        return pixels
+    resized = np.empty((len(pixels), count, 3), np.uint8)
+    windows, places = _windows(pixels.shape[1], count, resample)
+    for column, (first, weights) in enumerate(windows):
+        window = pixels[:, first : first + len(weights)].astype(np.int32)
+        total = np.tensordot(window, weights, axes=([1], [0])) + (1 << (places - 1))
+        resized[:, column] = np.clip(total >> places, 0, 255)
+    return resized
+
+
+def _windows(size: int, count: int, resample: str) -> tuple[list[tuple[int, np.ndarray]], int]:
+    """For each of `count` new columns the first old one and integer weights, and how many binary places those have."""
+    kernel, width = FILTERS[resample]
+    scale = size / count
+    support = width / 2 * max(scale, 1.0)
+    windows = []
+    for center in (np.arange(count) + 0.5) * scale:
+        first, last = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), size)
+        weights = kernel((np.arange(first, last) - center + 0.5) / max(scale, 1.0))
+        windows.append((first, weights / weights.sum()))
+    largest = max(weights.max() for _, weights in windows)
+    places = next(n for n in range(MOST_PLACES + 1) if n == MOST_PLACES or largest * 2 ** (n + 1) + 0.5 >= MOST_WEIGHT)
+    # To the nearest, halves away from zero.
+    return [(first, np.trunc(w * 2**places + np.copysign(0.5, w)).astype(np.int32)) for first, w in windows], places
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.clip(1 - np.abs(x), 0, None)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys's cubic convolution with a = -0.5."""
+    x = np.abs(x)
+    inner, outer = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
+
+
+# Each filter, and over how many pixels it reaches.
+FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
+    "bilinear": (_triangle, 2),
+    "bicubic": (_cubic, 4),
+}
 
 
 def normalize(pixels: np.ndarray, recipe: dict[str, Any]) -> np.ndarray:
