@@ -1,4 +1,4 @@
-"""Which pixels does an exported model see of a photo? Those of its preprocessing recipe, without torch."""
+"""How is a photo preprocessed for an exported model? By its preprocessing recipe, without torch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from PIL import Image
 def recipe_pixels(image: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
     """The pixels of an upright RGB photo, resized and cropped by the recipe of an export: uint8 (3, side, side).
 
-    They differ from those of the model's image processor by at most two of 256 levels, where Pillow's kernel rounds
+    They differ from those of the model's image processor by at most two of 256 levels, because Pillow rounds
     differently.
     """
     resize, crop = recipe["resize"], recipe["crop"]
@@ -25,13 +25,13 @@ def recipe_pixels(image: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
 
 
 def _center_crop(image: Image.Image, side: int, round_to_even: bool) -> Image.Image:
-    """The central square; of an odd margin, the extra pixel goes to the right, or to where `round` puts it."""
+    """The center crop; half a pixel of an odd margin is rounded down, or to the even number with `round_to_even`."""
     left, top = ((length - side) / 2 for length in image.size)
     left, top = (round(edge) if round_to_even else int(edge) for edge in (left, top))
     return image.crop((left, top, left + side, top + side))
 
 
 def normalize(pixels: np.ndarray, recipe: dict[str, Any]) -> np.ndarray:
-    """Pixels (batch, 3, side, side) from 0 to 255 as the model takes them, float32."""
+    """Normalize pixels (batch, 3, side, side) from 0 to 255 for the model: float32."""
     mean, std = (np.array(recipe[name], np.float32)[:, None, None] for name in ("mean", "std"))
     return (pixels.astype(np.float32) - mean) / std
