@@ -57,7 +57,7 @@ def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], str]:
     splits = load_splits(str(folder))
     processor = load_processor(str(ROOT / "sample/vit"), None, SIDE)
     photos = load_photos(folder)["train"]
-    # The length of the shorter side in the store.
+    # The size of a photo in the store, where the shorter side is 8/7 of the model's input.
     width, height = (round(side * round(SIDE * 8 / 7) / min(SIZES[size])) for side in SIZES[size])
     processes = None if args.cores == 1 else args.cores
     array = partial(_mapped, photos, (width, height), True, processes)

@@ -3,7 +3,7 @@
     python -m benchmarks.space runs/NAME PHOTOS
 
 Both are started anew in each turn. Measured over HTTP, as for a visitor: the time from the start of the process to the
-first answer (including the comparison of the two model files in the Space), the time to answer photos of 12 million
+first answer (in which the Space times its two model files), the time to answer photos of 12 million
 pixels one after another including the upload, and the resident memory. The photos below PHOTOS are enlarged for this.
 The answers are compared.
 """
