@@ -18,20 +18,20 @@ from agritransfer.arguments import DataArguments, LoraArguments, ModelArguments
 
 def main(data_args, model_args, lora_args, training_args):
     with training.start_run(data_args, model_args, lora_args, training_args) as run:
-        # Hub: asked before the first step, so that a wrong token costs seconds
+        # Hub: checked before the first step, so that an invalid token fails within seconds
         destination = hub.destination_of(training_args, data_args.share_splits, data_args.license)
 
-        # Photos: which split each of them is in
+        # Photos: the train, validation and test splits
         splits, shift = data.load_photos(data_args)
         run.end_stage("photos")
 
-        # Model: pretrained weights, a new head for these labels, and the image processor that belongs to them
+        # Model: pretrained weights, a new head for these labels, and the matching image processor
         model, processor, base_model = models.load_backbone(model_args, splits.labels, data_args.image_size)
         if data_args.download_only:
-            runtime.say("downloaded; to train offline, set HF_HUB_OFFLINE=1 and leave out --download_only")
+            runtime.say("downloaded; to train offline, set HF_HUB_OFFLINE=1 and remove --download_only")
             return
 
-        # Strategy: pretrained weights stay; low-rank adapters and the head move
+        # Strategy: pretrained weights stay frozen; low-rank adapters and the head are trained
         model = models.add_lora(
             model,
             r=lora_args.lora_r,
@@ -50,11 +50,11 @@ def main(data_args, model_args, lora_args, training_args):
         hub.upload_checkpoints(run, trainer, destination)
         run.end_stage("pixels")
 
-        # Training: from the last complete checkpoint where there is one
+        # Training: resumes from the last complete checkpoint, if any
         training.train(run, trainer, splits, store)
         run.end_stage("training", trainer.times.line())
 
-        # Results: the best weights, checked after saving, then scored as anyone would load them
+        # Results: save the best weights, check the saved model, score it and publish it
         training.save_model(trainer, processor, splits, base_model)
         outputs = training.score_run(trainer, splits, shift, store)
         training.write_results(run, trainer, splits, shift, outputs, base_model)

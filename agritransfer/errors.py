@@ -1,47 +1,47 @@
-"""What may end a run early, and with which exit code?"""
+"""Which errors end a run early, and with which exit code?"""
 
 
 class UsageError(ValueError):
-    """A flag, a folder or a model that cannot be used as asked; nothing was trained."""
+    """A flag, a folder or a model is invalid; nothing was trained."""
 
     exit_code = 2
 
 
 class DataError(ValueError):
-    """Photos or labels that cannot be trained on as they are; nothing was trained."""
+    """The photos or labels are not fit to train on; nothing was trained."""
 
     exit_code = 3
 
 
 class PublishError(RuntimeError):
-    """All is trained and on disk, but not on the Hub."""
+    """The run is complete on disk but was not published on the Hub."""
 
     exit_code = 4
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss, the weights or the outputs are NaN or infinite."""
 
     exit_code = 5
 
 
 class StorageError(RuntimeError):
-    """A checkpoint could not be written; the earlier ones are whole."""
+    """A checkpoint or a cache file could not be written or read."""
 
     exit_code = 1
 
 
 class Preempted(BaseException):
-    """The machine is being taken away; the same command goes on later.
+    """The run was preempted; the same command resumes it.
 
-    No `Exception`, as `KeyboardInterrupt` is none: a library that makes the best of an error must not go on.
+    Like `KeyboardInterrupt` not an `Exception`, so that no library catches it and continues.
     """
 
     exit_code = 75
 
 
 def in_one_line(error: Exception) -> str:
-    """What a library complained of, for a message of one line."""
-    # Of the Hub's many lines the second says what was not found.
+    """The message of an error from a library, in one line."""
+    # In the Hub's errors the second line says what was not found.
     lines = [line for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) or type(error).__name__

@@ -1,10 +1,10 @@
-"""How fast is it on this machine? Every measurement of a bounded size, one after the other: `make bench`.
+"""How fast is agritransfer on this machine? Runs every short benchmark in turn: `make bench`.
 
     python -m benchmarks
     python -m benchmarks --quick --output /tmp/bench
 
-Photos are drawn, the small backbones of sample/ are trained, so the repository alone is enough. Each measurement is a
-file of its own here, with flags for other sizes, photos and models. Left behind: runs/bench/results.json, results.md.
+Photos are drawn and the small backbones of sample/ are trained, so nothing has to be downloaded. Each benchmark is a
+file in this folder, with flags for other sizes, photos and models. Writes runs/bench/results.json and results.md.
 """
 
 import json
@@ -14,7 +14,7 @@ import time
 
 from benchmarks.timing import ROOT, machine_line, parser, table
 
-# In this order: what is short first.
+# The shortest first.
 MEASUREMENTS = (
     ("input_pipeline-1", ["input_pipeline", "--cores", "1"]),
     ("input_pipeline-2", ["input_pipeline", "--cores", "2"]),
@@ -28,7 +28,7 @@ MEASUREMENTS = (
 
 
 def main() -> None:
-    """Run each in a process of its own, then join the tables."""
+    """Run each benchmark in its own process, then join the tables."""
     args = parser(__doc__, turns=0).parse_args()
     started, ratios, notes, failed = time.perf_counter(), [], [], []
     for name, command in MEASUREMENTS:
@@ -50,7 +50,7 @@ def main() -> None:
         (args.output / "results.md").write_text(text + "\n", encoding="utf-8")
         print(f"\n{args.output}/results.json and results.md, after {joined['seconds'] / 60:.0f} min")
     if failed:
-        sys.exit(f"ended with an error: {', '.join(failed)}")
+        sys.exit(f"failed: {', '.join(failed)}; see their output above")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What does the look before every training cost, beside a plain decode of the same files?
+"""How long does the check before training take, compared with only decoding the same files?
 
     python -m benchmarks.audit_speed ../shared/data/cardamom_lab
 
-Both read and decode every photo on all cores, in turns; the audit also turns upright, notes, compares and groups.
+Both read and decode every photo on all cores, in turns; the audit also rotates, checks, compares and groups them.
 """
 
 import statistics
@@ -21,13 +21,13 @@ TURNS = 5
 
 
 def plain_decode(path: Path) -> None:
-    """Pillow's own: open, decode, RGB."""
+    """Open, decode and convert to RGB with Pillow."""
     with Image.open(path) as photo:
         photo.convert("RGB")
 
 
 def main() -> None:
-    """Print photos per second of both and their ratio."""
+    """Print the photos per second of both and their ratio."""
     folder = Path(sys.argv[1])
     source = read_source(str(folder))
     files = [folder / photo.file for photo in source.photos]
@@ -37,7 +37,7 @@ def main() -> None:
         with ThreadPoolExecutor(available_cores()) as pool:
             list(pool.map(plain_decode, files))
         between = time.perf_counter()
-        # A name of its own each turn, so that no photo is known from an earlier look.
+        # A new name in each turn, so that no photo is known from an earlier check.
         examine(source.images, source.photos, f"{folder}, turn {turn}, {started}")
         speeds["plain decode"].append(len(files) / (between - started))
         speeds["audit"].append(len(files) / (time.perf_counter() - between))

@@ -1,11 +1,11 @@
-"""How many photos a second are decoded and kept the first time?
+"""How many photos per second are decoded and stored in the first pass?
 
     python -m benchmarks.cold_pass --cores 1
     python -m benchmarks.cold_pass --cores 2
 
-Ours: the pixel store, from JPEG files to one file of pixels, forced to the disk and with its checksum. Peers: `map` of
-`datasets` with Pillow's decode and resize to the same size, kept as an array (the faster) and as a picture (what is
-usually written); on two cores with two processes. All start with nothing kept, the JPEG files in the page cache.
+Ours: the pixel store, from JPEG files to one file of pixels with a checksum, flushed to the disk. Peers: `map` of
+`datasets`, which decodes and resizes to the same size with Pillow and stores an array (faster) or an image (the usual
+way); on two cores with two processes. All start with empty caches and with the JPEG files in the page cache.
 """
 
 import shutil
@@ -28,15 +28,17 @@ from benchmarks.photos import SIZES, generated
 from benchmarks.timing import ROOT, Ratio, compare, machine, parser, report, take_turns
 
 AIMS = {"500px": 1.5, "12mpx": 2.0}
-# Grey levels: Pillow and torch round apart, and a photo of a phone is decoded at half its size first.
+# In gray levels: Pillow and torch round differently, and phone photos are first decoded at half their size.
 SAME_PIXELS = 4.0
 
 
 def main() -> None:
-    """Compare the store with both ways of `map` on each kind of photo."""
+    """Compare the pixel store with both variants of `map` on each kind of photo."""
     flags = parser(__doc__, turns=5)
     flags.add_argument("--cores", type=int, choices=[1, 2], default=1)
-    flags.add_argument("--photos", type=int, default=256, help="Photos of 500 x 500 pixels; a 16th of 12 million.")
+    flags.add_argument(
+        "--photos", type=int, default=256, help="Photos of 500 x 500 pixels; 1/16 as many of 12 million."
+    )
     args = flags.parse_args()
     use_cores(args.cores)
     datasets.disable_progress_bars()
@@ -51,11 +53,11 @@ def main() -> None:
 
 
 def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], str]:
-    """The ratios on one folder, and the seconds of the first pass of each."""
+    """The ratios on one folder, and a note on the first pass of each."""
     splits = load_splits(str(folder))
     processor = load_processor(str(ROOT / "sample/vit"), None, SIDE)
     photos = load_photos(folder)["train"]
-    # Of the shorter side, as the store keeps it.
+    # The size of a photo in the store, where the shorter side is 8/7 of the model's input.
     width, height = (round(side * round(SIDE * 8 / 7) / min(SIZES[size])) for side in SIZES[size])
     processes = None if args.cores == 1 else args.cores
     array = partial(_mapped, photos, (width, height), True, processes)
@@ -68,7 +70,7 @@ def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], str]:
     for peer in ("map, array", "map, picture"):
         apart = np.mean([np.abs(a.astype(float) - b).mean() for a, b in zip(kept["ours"], kept[peer], strict=True)])
         question = f"first pass, {size} JPEG to {width} x {height}, {args.cores} core{'s' * (args.cores > 1)}"
-        guard = f"{len(photos)} photos each, pixels {apart:.1f} grey levels apart"
+        guard = f"{len(photos)} photos each, pixels {apart:.1f} gray levels apart"
         more = {"target": AIMS[size], "guard": guard, "guarded": bool(apart < SAME_PIXELS)}
         sides = ("pixel store", values["ours"]), (peer, values[peer])
         ratios.append(compare(question, *sides, "speed", "photos/s", **more))
@@ -76,14 +78,14 @@ def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], str]:
 
 
 def _stored(splits: Any, processor: Any, keep: bool = False) -> tuple[float, list[np.ndarray]]:
-    """Photos a second into an empty store, and the pixels where they are asked for."""
+    """Photos per second into an empty store, or the pixels if requested."""
     folder = Path(tempfile.mkdtemp())
     store = PixelStore("auto", 16)
     store.folder = folder
     started = time.perf_counter()
     photos = splits.training_photos(processor, "light", store)
     speed = len(photos) / (time.perf_counter() - started)
-    # In the order of the peer's, which is that of the names.
+    # In the order of the peers, which is that of the names.
     order = sorted(range(len(photos)), key=lambda place: photos.files[place])
     pixels = [photos.stored[place].numpy().copy() for place in order] if keep else []
     shutil.rmtree(folder)
@@ -93,7 +95,7 @@ def _stored(splits: Any, processor: Any, keep: bool = False) -> tuple[float, lis
 def _mapped(
     photos: datasets.Dataset, size: tuple[int, int], as_array: bool, processes: int | None, keep: bool = False
 ) -> tuple[float, list[np.ndarray]]:
-    """The same by `map`, which writes into a new cache file."""
+    """The same for `map`, which writes into a new cache file."""
     folder = Path(tempfile.mkdtemp())
     features = photos.features.copy()
     if as_array:

@@ -1,9 +1,9 @@
-"""Does a head that is solved first lower the error on field photos, beside fine-tuning from a random head?
+"""Does fitting the head first lower the field error, compared with fine-tuning from a random head?
 
     python -m benchmarks.head_first --data cardamom_lab --field cardamom_field --model efficientnet-lite0 --epochs 5
 
-Both are `train_finetune.py`, all layers, the same epochs, seeds and photos; one with `--head_first`. Told is the ratio
-of the errors on the field photos, over all seeds, with a 95 % interval over photos and seeds, both drawn again.
+Both are `train_finetune.py` with all layers and the same epochs, seeds and photos; one has `--head_first`. The result
+is the ratio of the errors on the field photos over all seeds, with a 95% bootstrap interval over photos and seeds.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ DRAWS = 10_000
 
 
 def main() -> None:
-    """Train both with each seed, then compare the errors."""
+    """Train both with each seed and compare the errors."""
     flags = run_parser(__doc__, turns=5, epochs=5)
-    flags.add_argument("--field", type=Path, help="Photos of other places; the drawn ones in sample/ without it.")
+    flags.add_argument("--field", type=Path, help="Photos from other places (default: sample/leaves_field).")
     args = parse_run(flags)
     facts, data, runs = machine(), photos_of(args), args.output.absolute() / "runs"
     field = args.field or Path("sample/leaves_field")
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def error_ratio(ours: np.ndarray, plain: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Error over error and its 95 % interval; both bool of shape (seeds, photos), the same photos in the same order."""
+    """Ratio of errors and its 95% interval; both bool of shape (seeds, photos), the same photos in the same order."""
     random = np.random.default_rng(0)
     seeds, photos = ours.shape
     ratios = []

@@ -1,11 +1,12 @@
-"""How much sooner is a new head on a frozen network learnt, everything included?
+"""How much faster is a new head on a frozen network trained, from start to finish?
 
     python -m benchmarks.head_only
     python -m benchmarks.head_only --data cardamom_lab --model efficientnet-lite0 --image_size 224 --documented
 
-Ours: `train_finetune.py --train_layers head`, which solves the head. Peer: the recipe with a frozen network, ten epochs
-at a rate of 5e-3 (its own 5e-5 would learn nothing) with two loader workers and batches of 32; with `--documented` also
-with its own batches and none. Whole processes, from the command to the scored test, all caches empty at the start.
+Ours: `train_finetune.py --train_layers head`, which fits a linear probe. Peer: the recipe with a frozen network for ten
+epochs, with a learning rate of 5e-3 (its own 5e-5 would learn nothing), two loader workers and batches of 32; with
+`--documented` also with its own batches and no workers. Whole processes are timed, from the command to the test score,
+with all caches empty at the start.
 """
 
 from benchmarks import runs
@@ -17,9 +18,9 @@ RATE = ["--learning_rate", "5e-3"]
 
 
 def main() -> None:
-    """Compare whole runs, and their test accuracy."""
+    """Compare the time and the test accuracy of whole runs."""
     parser = runs.run_parser(__doc__, turns=3, epochs=10)
-    parser.add_argument("--documented", action="store_true", help="Beside the recipe's own batches and workers too.")
+    parser.add_argument("--documented", action="store_true", help="Also compare with the recipe's own settings.")
     args = runs.parse_run(parser)
     facts, data, folder = machine(), runs.photos_of(args), args.output.absolute() / "runs"
     flags = [*runs.shared_flags(args), "--train_layers", "head"]

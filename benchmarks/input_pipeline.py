@@ -1,14 +1,14 @@
-"""How many training photos a second arrive as normalised batches, once the first epoch is over?
+"""How many training photos per second arrive as normalized batches after the first epoch?
 
     python -m benchmarks.input_pipeline --cores 1
     python -m benchmarks.input_pipeline --cores 2 --peers recipe timm fastai ultralytics
 
-Ours: the data set and the Trainer of the scripts, with the store filled. Peers: the JPEG files, in the page cache, by
-the documentation's recipe and by timm, fastai and ultralytics where they are installed. All give float32 batches of 32
-photos at 224 pixels and flip; they differ in the crop as their documentation does, and `crop` (no resizing after the
-crop) is measured against the same in the recipe. On one core nobody has loader workers; on two, the peers have one or
-two. All share a process, so that the peers too have the memory that ours keeps. Photos: drawn ones of 500 x 500 and of
-12 million pixels.
+Ours: the dataset and the Trainer of the scripts, with the pixel store filled. Peers: JPEG files from the page cache,
+read by the recipe of the documentation and by timm, fastai and ultralytics if they are installed. All yield flipped
+float32 batches of 32 photos at 224 pixels; their crops are those of their documentation, and `crop` (no resizing after
+the crop) is compared with the same crop in the recipe. On one core there are no loader workers; on two, the peers have
+one or two. All run in one process, so that the peers also benefit from the memory that ours keeps. Photos: drawn ones
+of 500 x 500 and of 12 million pixels.
 """
 
 import importlib
@@ -35,7 +35,7 @@ from benchmarks.photos import generated, photos_below
 from benchmarks.timing import ROOT, Ratio, compare, machine, parser, report, take_turns
 
 SIDE, BATCH = 224, 32
-# The pixels of ours and of a peer may differ by the crop, hardly on average; in deviations.
+# Crops differ between ours and a peer, but mean and deviation hardly do; in standard deviations.
 SAME_MEAN, SAME_DEVIATION = 0.1, 0.1
 AIMS = {("500px", "light"): 3.0, ("500px", "crop"): 8.0, ("12mpx", "light"): 40.0, ("12mpx", "crop"): 40.0}
 OTHERS = {"timm": "timm", "fastai": "fastai", "ultralytics": "ultralytics"}
@@ -48,8 +48,10 @@ def main() -> None:
     flags = parser(__doc__, turns=5)
     flags.add_argument("--cores", type=int, choices=[1, 2], default=1)
     flags.add_argument("--peers", nargs="+", choices=["recipe", *OTHERS], default=["recipe", "timm"])
-    flags.add_argument("--photos", type=int, default=256, help="Photos of 500 x 500 pixels; a 16th of 12 million.")
-    flags.add_argument("--seconds", type=float, default=2.0, help="Least length of one measurement.")
+    flags.add_argument(
+        "--photos", type=int, default=256, help="Photos of 500 x 500 pixels; 1/16 as many of 12 million."
+    )
+    flags.add_argument("--seconds", type=float, default=2.0, help="Minimum duration of one measurement.")
     args = flags.parse_args()
     use_cores(args.cores)
     datasets.disable_progress_bars()
@@ -64,15 +66,15 @@ def main() -> None:
 
 
 def use_cores(cores: int) -> None:
-    """Stay on so many cores, with so many threads; `taskset` from inside."""
+    """Restrict this process to this number of cores and threads, as `taskset` would."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
     torch.set_num_threads(cores)
 
 
 def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], list[str]]:
-    """The ratios on one folder, and the first epoch of each contestant."""
+    """The ratios on one folder, and a note on the first epoch of each contestant."""
     processor = load_processor(str(ROOT / "sample/vit"), None, SIDE)
-    # timm leaves out a last batch that is not full.
+    # timm drops an incomplete last batch.
     batch = min(BATCH, len(photos_below(folder / "train")))
     mean, std = ((of.flatten() / 255).tolist() for of in processor.normalization)
     ours = {f"ours, {kind}": our_epochs(folder, kind, batch) for kind in ("light", "crop")}
@@ -92,7 +94,7 @@ def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], list[str
                 pick = (lambda batch: batch["img"]) if name == "ultralytics" else (lambda batch: batch[0])
                 peers[f"{name}{told}"] = _pixels(made, pick)
     epochs = ours | peers
-    # The first epoch of each, which warms it up and is no turn.
+    # The first epoch of each is a warm-up and does not count.
     looks = {name: look_at(epoch) for name, epoch in epochs.items()}
     contestants = {name: partial(speed, epoch, 0.1 if args.quick else args.seconds) for name, epoch in epochs.items()}
     values, _ = take_turns(contestants, 1 if args.quick else args.turns, warm_up=False)
@@ -115,9 +117,9 @@ def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], list[str
 
 
 def our_epochs(folder: Path, augmentation: str, batch: int) -> Epoch:
-    """The batches of the training scripts, made by the objects that they make, in their order."""
+    """The batches of the training scripts, made by the same objects in the same order."""
     flags = ["--dataset_name", str(folder), "--model_name_or_path", str(ROOT / "sample/vit"), "--use_cpu"]
-    # The Trainer makes this folder, though nothing is written to it.
+    # The Trainer creates this folder, but writes nothing to it.
     flags += ["--output_dir", str(folder.parent / "runs/input")]
     flags += ["--image_size", str(SIDE), "--augmentation", augmentation, "--per_device_train_batch_size", str(batch)]
     classes = (DataArguments, ModelArguments, FinetuneArguments)
@@ -145,7 +147,7 @@ def _pixels(loader: Iterable, pick: Callable[[Any], torch.Tensor]) -> Epoch:
 
 
 def speed(epoch: Epoch, least_seconds: float) -> float:
-    """Photos a second over whole epochs that last so long together."""
+    """Photos per second over whole epochs that take at least this long together."""
     photos, started = 0, time.perf_counter()
     while time.perf_counter() - started < least_seconds:
         photos += sum(len(pixels) for pixels in epoch())
@@ -153,7 +155,7 @@ def speed(epoch: Epoch, least_seconds: float) -> float:
 
 
 def look_at(epoch: Epoch) -> dict[str, Any]:
-    """What one epoch holds: photos, their shape and type, mean and deviation of the pixels; and how long it took."""
+    """The contents of one epoch: photos, their shape and type, mean and deviation of the pixels; and its seconds."""
     started = time.perf_counter()
     pixels = torch.cat(list(epoch()))
     return {
@@ -166,7 +168,7 @@ def look_at(epoch: Epoch) -> dict[str, Any]:
 
 
 def same_work(ours: dict[str, Any], peer: dict[str, Any], unit_scale: bool) -> tuple[str, bool]:
-    """Whether both gave every photo once, in one shape and type, with alike pixels (not asked of another scale)."""
+    """Whether both gave every photo once, in one shape and type, with similar pixels (not compared across scales)."""
     alike = ours["photos"] == peer["photos"] and ours["kind"] == peer["kind"]
     apart = abs(ours["mean"] - peer["mean"]), abs(ours["deviation"] - peer["deviation"])
     if unit_scale:

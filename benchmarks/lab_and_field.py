@@ -1,9 +1,9 @@
-"""How far does each strategy fall from the lab to the field? One figure from the results of finished runs.
+"""How much does each strategy lose from the lab to the field? One figure from the results of finished runs.
 
     python -m benchmarks.lab_and_field runs/compare-cardamom_lab/*-seed? --output docs/images/lab_and_field.png
 
-Reads results.json of every run and nothing else. A dot is the mean macro F1 over the seeds, a tick is one seed, and a
-bar is the 95 % interval. The runs must share their photos; each strategy may have several seeds.
+Reads only the results.json of each run. A dot is the mean macro F1 over the seeds, a tick is one seed, and a bar is the
+95% interval. All runs must use the same photos; each strategy may have several seeds.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-# Order of the rows, and the names that the course uses.
+# The order of the rows, and the names of the strategies in the course.
 STRATEGIES = {"scratch": "From scratch", "head": "Feature extraction", "finetune": "Fine-tuning", "lora": "LoRA"}
 LAB, FIELD, INK, MUTED = "#2f7d4f", "#c0562f", "#20302a", "#66756d"
 
 
 @dataclass(frozen=True)
 class Score:
-    """The macro F1 of one strategy on one split: its mean over the seeds, a 95 % interval, and every seed."""
+    """The macro F1 of one strategy on one split: its mean over the seeds, a 95% interval, and every seed."""
 
     mean: float
     low: float
@@ -51,8 +51,8 @@ def _photos(run: dict[str, Any]) -> tuple:
 def mean_score(runs: Sequence[dict[str, Any]], split: str) -> Score:
     """Mean over the seeds, with an interval over photos and seeds.
 
-    All seeds score the same photos, so the interval over photos is the mean of the runs' own. The spread of the mean
-    over seeds, drawn again in all possible ways, is added to it in quadrature.
+    All seeds score the same photos, so the interval over photos is the mean of the intervals of the runs. The spread of
+    the mean over all possible bootstrap samples of the seeds is added to it in quadrature.
     """
     seeds = [run[split]["macro_f1"] for run in runs]
     mean = statistics.mean(seeds)
@@ -74,7 +74,7 @@ def describe(runs: Sequence[dict[str, Any]]) -> str:
     if size := next((_flag(run, "model_size", "tiny") for run in runs if run["strategy"] == "scratch"), ""):
         kind = next(_flag(run, "model_type", "vit") for run in runs if run["strategy"] == "scratch")
         parts.append(f"from scratch: {kind.replace('vit', 'ViT')} {size}")
-    # A solved head has no epochs.
+    # A linear probe has no epochs.
     if len(epochs := {run["training"]["epochs"] for run in runs if run["strategy"] != "head"}) == 1:
         parts.append(f"{epochs.pop():g} epochs")
     parts.append(f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})")
@@ -87,7 +87,7 @@ def _flag(run: dict[str, Any], name: str, default: str) -> str:
 
 
 def draw(path: Path, runs: Sequence[dict[str, Any]]) -> None:
-    """Draw a row for each strategy: the lab score, the field score, and the way between them."""
+    """Draw a row for each strategy: the lab score and the field score with their intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -114,7 +114,7 @@ def draw(path: Path, runs: Sequence[dict[str, Any]]) -> None:
     axes.set(xlim=(0, 1.0), ylim=(len(rows) - 0.45, -0.6))
     axes.set_xticks(np.arange(0, 1.01, 0.2))
     several = len({_flag(run, "seed", "0") for run in runs}) > 1
-    shown = "mean, 95 % interval, one tick per seed" if several else "score and 95 % interval"
+    shown = "mean, 95% interval, one tick per seed" if several else "score and 95% interval"
     axes.set_xlabel(f"macro F1: {shown}", color=INK, fontsize=10)
     axes.tick_params(axis="y", length=0, pad=8)
     axes.tick_params(axis="x", colors=MUTED, labelsize=9)
@@ -134,7 +134,7 @@ def main() -> None:
     """Read the runs, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs with field scores")
-    parser.add_argument("--output", type=Path, default=Path("docs/images/lab_and_field.png"), help="the figure")
+    parser.add_argument("--output", type=Path, default=Path("docs/images/lab_and_field.png"), help="path of the figure")
     arguments = parser.parse_args()
     try:
         draw(arguments.output, read_runs(arguments.runs))

@@ -1,13 +1,13 @@
-"""How much sooner are the last two blocks trained from cached views of what lies below them, the filling included?
+"""How much faster is training the last two blocks on cached views, including the time to fill the cache?
 
     python -m benchmarks.last_blocks
     python -m benchmarks.last_blocks --data cardamom_lab --model efficientnet-lite0 --image_size 224
     python -m benchmarks.last_blocks --lora --data cardamom_lab --model efficientnet-lite0 --image_size 224
 
-Ours: `train_finetune.py --train_layers 2 --cached_views 4`, twenty epochs. Peers: the recipe with the same weights
-frozen, at the rate of ours, and ours without cached views, which has the pixel store too. With `--lora`: `train_lora.py
---lora_layers 2 --cached_views 4` beside the same without cached views. Whole processes, from the command to the scored
-test, all caches empty at the start.
+Ours: `train_finetune.py --train_layers 2 --cached_views 4`, twenty epochs. Peers: the recipe with the same frozen
+weights and our learning rate, and ours without cached views but with the pixel store. With `--lora`: `train_lora.py
+--lora_layers 2 --cached_views 4` against the same without cached views. Whole processes are timed, from the command to
+the test score, with all caches empty at the start.
 """
 
 from benchmarks import runs
@@ -19,9 +19,9 @@ RATE = ["--learning_rate", "1e-4"]
 
 
 def main() -> None:
-    """Compare whole runs, and their test accuracy."""
+    """Compare the time and the test accuracy of whole runs."""
     parser = runs.run_parser(__doc__, turns=3, epochs=20)
-    parser.add_argument("--lora", action="store_true", help="Adapters in the last two blocks in place of the blocks.")
+    parser.add_argument("--lora", action="store_true", help="Adapters in the last two blocks instead of the blocks.")
     args = runs.parse_run(parser)
     facts, data, folder = machine(), runs.photos_of(args), args.output.absolute() / "runs"
     script, layers = ("train_lora.py", "--lora_layers") if args.lora else ("train_finetune.py", "--train_layers")

@@ -1,9 +1,9 @@
-"""How does the memory of a training grow with the set?
+"""How does the memory of a training run grow with the dataset?
 
     python -m benchmarks.memory
 
-Noise of three colours, 96 x 96 pixels, 500, 2,000 and 8,000 photos; a tiny ViT from random weights, one epoch, one
-thread. Prints the peaks that the run itself prints.
+Photos: 500, 2,000 and 8,000 images of noise in three colors, 96 x 96 pixels. Model: a tiny ViT from random weights, one
+epoch, one thread. Prints the peaks that the run itself reports.
 """
 
 import os
@@ -22,7 +22,7 @@ COLOURS = ((150, 90, 40), (40, 140, 40), (200, 120, 30))
 
 
 def main() -> None:
-    """Print one line a set."""
+    """Print one line per dataset."""
     with tempfile.TemporaryDirectory() as parent:
         for count in COUNTS:
             photos, run = Path(parent) / f"photos{count}", Path(parent) / f"run{count}"
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def draw(folder: Path, count: int) -> None:
-    """Write so many photos into three class folders."""
+    """Write `count` photos into three class folders."""
     random = np.random.default_rng(0)
     for number in range(count):
         path = folder / f"class{number % 3}" / f"{number}.jpg"

@@ -1,9 +1,9 @@
-"""How often does the Space call a photo dark or blurred, and how often is it right?
+"""How often does the Space call a photo dark or blurred, and how often is that right?
 
     python -m benchmarks.photo_advice ../shared/data/cardamom_field ../shared/data/rice_field
 
-Of each folder: the share of the photos as they are, of copies blurred by 2, 3 and 5 pixels (at 512 pixels), and of
-copies with three tenths of the light.
+Prints for each folder the share of original photos, of copies blurred by 2, 3 and 5 pixels (at 512 pixels), and of
+copies darkened to 30% brightness that are called so.
 """
 
 import sys
@@ -20,7 +20,7 @@ LIGHT = 0.3
 
 
 def main() -> None:
-    """Print one line a folder."""
+    """Print one line per folder."""
     random = np.random.default_rng(0)
     for folder in map(Path, sys.argv[1:]):
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))

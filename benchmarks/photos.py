@@ -1,7 +1,7 @@
-"""On which photos is speed measured by a stranger who has none?
+"""On which photos is speed measured without a dataset?
 
-Drawn leaves of sample/, enlarged, with noise of many sizes, so that a JPEG is as large and as slow to decode as one
-of a camera: about 75 kB at 500 x 500 pixels, about 3.4 MB at 4000 x 3000. Made once and kept.
+Drawn leaves of sample/, enlarged, with noise at several scales, so that a JPEG is as large and as slow to decode as one
+from a camera: about 75 kB at 500 x 500 pixels, about 3.4 MB at 4000 x 3000. They are made once and kept.
 """
 
 import shutil
@@ -16,13 +16,13 @@ from benchmarks.timing import ROOT
 
 SIZES = {"500px": (500, 500), "12mpx": (4000, 3000)}
 QUALITY = 90
-# Grey levels of noise, finest first: each octave is twice as large and a little stronger.
+# Gray levels of noise, finest scale first: each octave is twice as large and a little stronger.
 OCTAVES = (5, 6, 7, 8)
 SPLITS = ("train", "validation", "test")
 
 
 def generated(parent: Path, size: str, counts: dict[str, int]) -> Path:
-    """A folder `train/ validation/ test/` of class folders with so many photos each, made where it is not there yet.
+    """A folder `train/ validation/ test/` of class folders with these numbers of photos, made if missing.
 
     `size` is one of `SIZES`. A photo of a split comes from a leaf of the same split of sample/leaves.
     """
@@ -48,7 +48,7 @@ def _enlarge(job: tuple[Path, Path, tuple[int, int]]) -> None:
     leaf, path, size = job
     random = np.random.default_rng([int(path.stem), *map(ord, path.parent.name)])
     with Image.open(leaf) as picture:
-        # A part of the leaf, so that two photos of one leaf are two photos.
+        # A random crop of the leaf, so that two photos of one leaf differ.
         left, top = (random.uniform(0, 0.15) * side for side in picture.size)
         right, bottom = (random.uniform(0.85, 1) * side for side in picture.size)
         large = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC, (left, top, right, bottom))

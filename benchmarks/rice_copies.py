@@ -1,10 +1,10 @@
-"""Are copies found in real photos, and what does a split that divides them make one believe?
+"""Are copies found in real photos, and how much do copies across splits inflate accuracy?
 
     python -m benchmarks.rice_copies ../shared/data/rice_field ../shared/models/efficientnet-lite0
 
-The folder holds originals (`*_orig_*`), some of them twice, and mirrored and turned copies (`*_rotated_*`) whose
-numbers do not match. First known copies of different originals are made and looked for; then the set is taken as it
-is, and its pairs are judged by another measure, the difference of all colours at 64 x 64 pixels.
+The folder contains originals (`*_orig_*`), some of them twice, and mirrored and rotated copies (`*_rotated_*`) whose
+numbers do not match. First, copies of different originals are made and searched for; then the dataset is used as it is,
+and its pairs are checked by another measure, the difference of all color values at 64 x 64 pixels.
 """
 
 import io
@@ -25,7 +25,7 @@ from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset
 from agritransfer.models.loading import load_pretrained, load_processor
 
 SIDE = 64
-# In levels of 0 to 255: every pair of this set differs by less than 3 or by more than 11.
+# In levels from 0 to 255: every pair of this dataset differs by less than 3 or by more than 11.
 SAME_COLOURS = 7.0
 IMAGE_SIZE = 112
 REPEATS = 5
@@ -41,12 +41,12 @@ def encode_again(photo: Image.Image, quality: int) -> Image.Image:
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "mirrored": ImageOps.mirror,
     "upside down": ImageOps.flip,
-    "turned by 90": lambda photo: photo.transpose(Image.Transpose.ROTATE_90),
-    "turned by 180": lambda photo: photo.transpose(Image.Transpose.ROTATE_180),
-    "turned by 270": lambda photo: photo.transpose(Image.Transpose.ROTATE_270),
+    "rotated by 90°": lambda photo: photo.transpose(Image.Transpose.ROTATE_90),
+    "rotated by 180°": lambda photo: photo.transpose(Image.Transpose.ROTATE_180),
+    "rotated by 270°": lambda photo: photo.transpose(Image.Transpose.ROTATE_270),
     "JPEG quality 40": lambda photo: encode_again(photo, 40),
-    "at 60 %": lambda photo: photo.resize((photo.width * 6 // 10, photo.height * 6 // 10)),
-    "mirrored, turned, at 50 %, JPEG quality 60": lambda photo: encode_again(
+    "resized to 60%": lambda photo: photo.resize((photo.width * 6 // 10, photo.height * 6 // 10)),
+    "mirrored, rotated, resized to 50%, JPEG quality 60": lambda photo: encode_again(
         ImageOps.mirror(photo).rotate(90, expand=True).resize((photo.height // 2, photo.width // 2)), 60
     ),
 }
@@ -63,7 +63,7 @@ def precision_and_recall(found: set, true: set) -> tuple[float, float]:
 
 
 def known_copies(originals: list[Image.Image]) -> tuple[set, set, dict[str, float]]:
-    """Found and true pairs among the originals and a copy of every second one, and the recall of each kind of copy."""
+    """Found and true pairs among the originals and copies of every second one, and the recall of each kind of copy."""
     kinds = [list(COPIES)[number % len(COPIES)] for number in range(len(originals) // 2)]
     copies = [COPIES[kind](originals[2 * number]) for number, kind in enumerate(kinds)]
     looks = np.stack([thumbnail(photo.convert("RGB")) for photo in (*originals, *copies)])
@@ -77,7 +77,7 @@ def known_copies(originals: list[Image.Image]) -> tuple[set, set, dict[str, floa
 
 
 def pairs_of_equal_colours(photos: list[Image.Image]) -> set[tuple[int, int]]:
-    """Pairs whose colours, at 64 x 64 pixels and in the best of the eight symmetries, differ by less than 7 levels."""
+    """Pairs whose colors at 64 x 64 pixels, in the best of the eight symmetries, differ by less than 7 levels."""
     colours = np.stack([np.asarray(photo.resize((SIDE, SIDE)), np.float32) for photo in photos])
     pairs = set()
     for turned in (colours, colours.transpose(0, 2, 1, 3)):
@@ -91,7 +91,7 @@ def pairs_of_equal_colours(photos: list[Image.Image]) -> set[tuple[int, int]]:
 
 
 def accuracies(features: np.ndarray, labels: np.ndarray, groups: list[str], repeats: int = REPEATS) -> list[float]:
-    """Accuracy of a linear probe in each of some five-fold cross-validations that keep the groups whole."""
+    """Accuracy of a linear probe in each of several five-fold cross-validations that keep groups whole."""
     scores = []
     for seed in range(repeats):
         order = np.random.default_rng(seed).permutation(len(labels))
@@ -101,7 +101,7 @@ def accuracies(features: np.ndarray, labels: np.ndarray, groups: list[str], repe
 
 
 def main() -> None:
-    """Print all of it."""
+    """Print precision and recall, then the accuracies."""
     folder, model_name = sys.argv[1:]
     splits = load_splits(folder)
     photos = [decode_photo(Path(folder) / photo.file) for photo in splits.photos]
@@ -114,14 +114,12 @@ def main() -> None:
     ]
     found, true, recall = known_copies(originals)
     precision, of_all = precision_and_recall(found, true)
-    print(
-        f"{len(true)} copies made of {len(originals)} different photos: precision {precision:.3f}, recall {of_all:.3f}"
-    )
+    print(f"{len(true)} copies of {len(originals)} different photos: precision {precision:.3f}, recall {of_all:.3f}")
     print("\n".join(f"  {kind}: recall {share:.3f}" for kind, share in recall.items()))
 
     groups = find_duplicates([str(place) for place in range(len(photos))], np.stack([thumbnail(p) for p in photos]))
     precision, of_all = precision_and_recall(pairs_of(groups), true_pairs)
-    print(f"the set as it is, {len(photos)} photos: precision {precision:.3f}, recall {of_all:.3f}")
+    print(f"the original dataset, {len(photos)} photos: precision {precision:.3f}, recall {of_all:.3f}")
     print(f"  {len(groups)} groups, the largest of {max(map(len, groups))}, {sum(map(len, groups))} photos in them")
 
     processor = load_processor(model_name, None, IMAGE_SIZE)

@@ -1,7 +1,7 @@
-"""How long does a whole run take, from the command to its end, and what does it reach?
+"""How long does a whole run take, from the command to its end, and which accuracy does it reach?
 
-Ours and the recipe's are started as a user would start them, one after the other, on the same folder. Each has its
-imports, its look at the photos, the filling of its caches and the scoring of its test in its seconds.
+Our runs and those of the recipe are started as a user would start them, one after the other, on the same folder. The
+time includes imports, the photo check, the filling of caches and the scoring of the test photos.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks.photos import SIZES, generated, photos_below
 from benchmarks.timing import ROOT, Ratio, compare, parser, take_turns
 
 SCORE_LINE = re.compile(r"^epoch ([\d.]+)/.*accuracy ([\d.]+)")
-# What a user of the recipe would set on a machine of two cores: more of its own choices are worse or the same here.
+# What a user of the recipe would set on a machine with two cores; the defaults are no better here.
 BEST_FLAGS = ["--per_device_train_batch_size", "32", "--gradient_accumulation_steps", "1"]
 BEST_FLAGS += ["--per_device_eval_batch_size", "64"]
 BEST_FLAGS += ["--dataloader_num_workers", "2", "--dataloader_persistent_workers", "True"]
@@ -32,7 +32,7 @@ BEST_FLAGS += ["--dataloader_num_workers", "2", "--dataloader_persistent_workers
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its seconds, each validation accuracy with the second it was known, and the test's accuracy."""
+    """A finished run: its seconds, each validation accuracy with its time in seconds, and the test accuracy."""
 
     folder: Path
     seconds: float
@@ -40,25 +40,25 @@ class Run:
     test: float
 
     def seconds_to(self, accuracy: float) -> float | None:
-        """When the validation accuracy first reached so much (rounded as it is printed); None if never."""
+        """When the validation accuracy first reached this value (rounded as printed), in seconds; None if never."""
         return next((at for at, reached in self.validation if round(reached, 3) >= round(accuracy, 3)), None)
 
 
 def run_ours(script: str, data: Path, model: Path, folder: Path, flags: Sequence[str]) -> Run:
-    """One of our scripts, from an empty run folder."""
+    """Run one of our scripts, starting with an empty run folder."""
     command = [script, "--dataset_name", data, "--model_name_or_path", model, "--output_dir", folder, "--restart"]
     seconds, lines = _timed([*command, *flags], folder)
     scored = [(at, SCORE_LINE.match(line)) for at, line in lines]
     validation = [(at, float(match[2])) for at, match in scored if match]
     results = json.loads((folder / "results.json").read_text())
-    # Where no epoch was told of, the score is known at the end.
+    # Without a line per epoch, the score is known only at the end.
     return Run(
         folder, seconds, validation or [(seconds, results["validation"]["accuracy"])], results["test"]["accuracy"]
     )
 
 
 def run_recipe(data: Path, model: Path, folder: Path, flags: Sequence[str]) -> Run:
-    """The recipe of the documentation, from an empty run folder."""
+    """Run the recipe of the documentation, starting with an empty run folder."""
     command = ["-m", "benchmarks.peers.recipe", "--data_dir", data, "--model_name_or_path", model]
     seconds, _ = _timed([*command, "--output_dir", folder, *flags], folder)
     scores = json.loads((folder / "scores.json").read_text())
@@ -69,7 +69,7 @@ def run_recipe(data: Path, model: Path, folder: Path, flags: Sequence[str]) -> R
 
 
 def _timed(command: Sequence[str | Path], folder: Path) -> tuple[float, list[tuple[float, str]]]:
-    """Seconds of the whole process, with empty caches, and what it said with the second of each line."""
+    """Seconds of the whole process with empty caches, and its printed lines with the time of each."""
     cache = folder.with_suffix(".cache")
     for old in (folder, cache):
         shutil.rmtree(old, ignore_errors=True)
@@ -97,7 +97,7 @@ def _timed(command: Sequence[str | Path], folder: Path) -> tuple[float, list[tup
 
 
 def split_folder(parent: Path, source: Path) -> Path:
-    """The photos of a source in `train/ validation/ test/`, as our scripts cut them, so that a peer reads the same."""
+    """The photos of a source in `train/ validation/ test/`, as our scripts split them, for the peers."""
     if any((source / split).is_dir() for split in SPLITS):
         return source.absolute()
     folder = parent.absolute() / f"split-{source.name}"
@@ -110,12 +110,12 @@ def split_folder(parent: Path, source: Path) -> Path:
 
 
 def count_photos(folder: Path) -> dict[str, int]:
-    """How many photos each split has."""
+    """The number of photos in each split."""
     return {split: len(photos_below(folder / split)) for split in SPLITS}
 
 
 def answers(run: Path, split: str) -> dict[str, bool]:
-    """Whether each photo of a split was answered right, by file, of a run of ours."""
+    """Whether each photo of a split was classified correctly in a run of ours, by file."""
     with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == split]
     return {row["file"]: row["label"] == row["predicted"] for row in rows}
@@ -124,9 +124,9 @@ def answers(run: Path, split: str) -> dict[str, bool]:
 def race(
     question: str, entrants: dict[str, Callable[[int], Run]], turns: int, target: float, tolerance: float
 ) -> list[Ratio]:
-    """The first entrant beside each of the others: seconds of whole runs, guarded by the mean accuracy on the test.
+    """The first entrant compared with each of the others: seconds of whole runs, guarded by the mean test accuracy.
 
-    An entrant takes the seed of its run, the number of the turn. Ours may be worse by `tolerance`.
+    An entrant takes the seed of its run, which is the number of the turn. Ours may be worse by `tolerance`.
     """
     tests: dict[str, list[float]] = {name: [] for name in entrants}
 
@@ -151,19 +151,19 @@ def race(
 
 
 def run_parser(story: str, turns: int, epochs: int) -> argparse.ArgumentParser:
-    """The flags of benchmarks of whole runs."""
+    """The flags of benchmarks that time whole runs."""
     flags = parser(story, turns)
-    flags.add_argument("--data", type=Path, help="Folder of photos; drawn ones without it.")
+    flags.add_argument("--data", type=Path, help="Folder of photos (default: drawn photos).")
     flags.add_argument("--model", type=Path, default=ROOT / "sample/vit", help="Folder of a pretrained model.")
-    flags.add_argument("--image_size", help="Side of the model's input; the model's own without it.")
+    flags.add_argument("--image_size", help="Side of the model's input (default: the model's own).")
     flags.add_argument("--epochs", type=int, default=epochs)
-    flags.add_argument("--photos", type=int, default=800, help="Drawn photos to train on, without --data.")
-    flags.add_argument("--photo_size", choices=SIZES, default="500px", help="Of the drawn photos.")
+    flags.add_argument("--photos", type=int, default=800, help="Number of drawn train photos, without --data.")
+    flags.add_argument("--photo_size", choices=SIZES, default="500px", help="Size of the drawn photos.")
     return flags
 
 
 def parse_run(flags: argparse.ArgumentParser) -> argparse.Namespace:
-    """What was asked for, made tiny by `--quick`."""
+    """The parsed flags, with tiny sizes for `--quick`."""
     args = flags.parse_args()
     if args.quick:
         args.turns, args.epochs, args.photos = 1, 1, 32
@@ -179,12 +179,12 @@ def photos_of(args: argparse.Namespace) -> Path:
 
 
 def shared_flags(args: argparse.Namespace) -> list[str]:
-    """What both sides are told."""
+    """The flags that both sides get."""
     size = ["--image_size", args.image_size] if args.image_size else []
     return ["--num_train_epochs", str(args.epochs), "--use_cpu", *size]
 
 
 def described(data: Path, args: argparse.Namespace) -> str:
-    """Photos and model in a few words."""
+    """A short description of photos and model."""
     size = f" at {args.image_size} pixels" if args.image_size else ""
     return f"{count_photos(data)['train']} photos of {data.name.removeprefix('split-')}, {args.model.name}{size}"

@@ -1,10 +1,11 @@
-"""How fast does the Space answer, beside a Gradio app made of transformers' pipeline on the same model?
+"""How fast does the Space answer, compared with a Gradio app that uses a transformers pipeline on the same model?
 
     python -m benchmarks.space runs/NAME PHOTOS
 
-Both are started anew in turns. Measured over HTTP, as a visitor: from the start of the process to the first answer
-(the Space's own trial of its two files in it), then the time to answer photos of 12 million pixels one after another,
-upload in it, and the memory that stays. The photos below PHOTOS are enlarged for it. The answers are compared.
+Both are started anew in each turn. Measured over HTTP, as for a visitor: the time from the start of the process to the
+first answer (in which the Space times its two model files), the time to answer photos of 12 million
+pixels one after another including the upload, and the resident memory. The photos below PHOTOS are enlarged for this.
+The answers are compared.
 """
 
 import io
@@ -30,7 +31,7 @@ PATIENCE = 120
 
 
 def main() -> None:
-    """Print both, the three ratios with their spread, and one line of JSON."""
+    """Print the measurements of both, the ratios with their spread, and one line of JSON."""
     run, photos = Path(sys.argv[1]), full_size_photos(Path(sys.argv[2]))
     apps = {
         "space": ["space/app.py", "--model", str(run), "--port"],
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def full_size_photos(folder: Path) -> list[bytes]:
-    """Photos of the folder, evenly chosen, as JPEG files of 12 million pixels."""
+    """Evenly chosen photos of the folder as JPEG files of 12 million pixels."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     contents = []
     for path in files[:: max(1, len(files) // PHOTOS)][:PHOTOS]:
@@ -67,7 +68,7 @@ def full_size_photos(folder: Path) -> list[bytes]:
 
 
 def measure(command: list[str], port: int, photos: list[bytes]) -> dict:
-    """Start an app, ask it, stop it; seconds, megabytes and its first label for every photo."""
+    """Start an app, query it and stop it; seconds, megabytes and the first label for every photo."""
     environment = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as log, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         started = time.perf_counter()
@@ -95,7 +96,7 @@ def measure(command: list[str], port: int, photos: list[bytes]) -> dict:
 
 
 def wait_for(client: httpx.Client, app: subprocess.Popen) -> None:
-    """Ask until the app is there."""
+    """Wait until the app responds."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and app.poll() is None:
         try:
@@ -107,7 +108,7 @@ def wait_for(client: httpx.Client, app: subprocess.Popen) -> None:
 
 
 def diagnose(client: httpx.Client, photo: bytes) -> str:
-    """Upload a photo and ask; gives the first label."""
+    """Upload a photo and request its diagnosis; returns the first label."""
     (path,) = client.post("/gradio_api/upload", files={"files": ("leaf.jpg", photo, "image/jpeg")}).json()
     file = {"path": path, "orig_name": "leaf.jpg", "meta": {"_type": "gradio.FileData"}}
     event = client.post("/gradio_api/call/diagnose", json={"data": [file]}).json()["event_id"]

@@ -1,12 +1,12 @@
-"""How long do commands take to start, and how long does the answer for one photo take?
+"""How long do commands take to start, and how long does the prediction for one photo take?
 
     python -m benchmarks.start_up
     python -m benchmarks.start_up --run runs/NAME
 
-Commands: CPU seconds (user and system) of whole processes, beside `import torch`. `--help` and imports of a training
-script: seconds of whole processes, beside the documentation's recipe. One answer: from the bytes of a JPEG file to a
-label, one photo at a time in one process, by the Space's own classifier on an exported run, beside transformers'
-pipeline on the same run. Without --run, a head is trained on the drawn leaves.
+Commands: CPU seconds (user and system) of whole processes, compared with `import torch`. `--help` and imports of a
+training script: seconds of whole processes, compared with the recipe of the documentation. One answer: from the bytes
+of a JPEG file to a label, one photo at a time in one process, by the classifier of the Space on an exported run,
+compared with the pipeline of transformers on the same run. Without --run, a head is trained on the drawn leaves.
 """
 
 import io
@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "space"))
 from classifier import Classifier  # noqa: E402
 
 AIMS = {"--help": None, "imports": None, "answer": 1.25}
-# At most so many times the CPU seconds of `import torch`.
+# The largest allowed ratio to the CPU seconds of `import torch`.
 MOST = {"--help": 0.3, "audit, first": 0.8, "audit, again": 0.8, "predict": 2.0, "predict, exported": 1.0}
 IMPORTS = (
     "import agritransfer.training.session, agritransfer.training.run, agritransfer.hub.model, agritransfer.models.lora"
@@ -42,10 +42,10 @@ RECIPE = {"--help": ["-m", "benchmarks.peers.recipe", "--help"], "imports": ["-c
 
 
 def main() -> None:
-    """Compare commands, scripts and single answers."""
+    """Compare commands, scripts and single predictions."""
     flags = parser(__doc__, turns=5)
-    flags.add_argument("--run", type=Path, help="A finished and exported run.")
-    flags.add_argument("--photos", type=int, default=40, help="Photos to answer in one measurement.")
+    flags.add_argument("--run", type=Path, help="Folder of a finished and exported run.")
+    flags.add_argument("--photos", type=int, default=40, help="Number of photos per measurement.")
     args = flags.parse_args()
     facts, turns = machine(), 1 if args.quick else args.turns
     run = args.run or trained(args.output.absolute() / "runs/start-up")
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def costs_of_commands(run: Path, turns: int) -> list[Ratio]:
-    """The CPU seconds of each command beside those of `import torch`."""
+    """The CPU seconds of each command compared with those of `import torch`."""
     photo = next((ROOT / "sample/leaves/test").rglob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(shutil.copytree(run, Path(folder) / "weights", ignore=shutil.ignore_patterns("onnx")))
@@ -88,18 +88,18 @@ def costs_of_commands(run: Path, turns: int) -> list[Ratio]:
 
 
 def cpu_seconds_of_command(*words: str | Path, **environment: str) -> float:
-    """Of a whole process with a command of ours."""
+    """CPU seconds of a whole process that runs one of our commands."""
     return cpu_seconds(["-m", "agritransfer", *map(str, words)], **environment)
 
 
 def cpu_seconds_of_first_audit(*words: str) -> float:
-    """Of an audit of photos that this machine has not seen."""
+    """CPU seconds of an audit of photos that are not in the cache."""
     with tempfile.TemporaryDirectory() as cache:
         return cpu_seconds_of_command(*words, HF_DATASETS_CACHE=cache)
 
 
 def cpu_seconds(command: list[str], **environment: str) -> float:
-    """User and system time of a whole Python process."""
+    """User and system seconds of a whole Python process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command, environment = [sys.executable, *command], os.environ | environment
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -108,7 +108,7 @@ def cpu_seconds(command: list[str], **environment: str) -> float:
 
 
 def starts_of_scripts(turns: int) -> list[Ratio]:
-    """The seconds until a training script shows its help or has its imports, beside the recipe."""
+    """Seconds until a training script shows its help or has finished its imports, compared with the recipe."""
     ratios = []
     for what in SCRIPT:
         contestants = {
@@ -123,14 +123,14 @@ def starts_of_scripts(turns: int) -> list[Ratio]:
 
 
 def seconds(command: list[str]) -> float:
-    """Of a whole process."""
+    """Wall-clock seconds of a whole process."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def trained(run: Path) -> Path:
-    """A head on the small backbone, trained and exported once."""
+    """Train a head on the small backbone and export it, once."""
     if not (run / "onnx/model.onnx").exists():
         command = ["train_finetune.py", "--dataset_name", "sample/leaves", "--model_name_or_path", "sample/vit"]
         command += ["--train_layers", "head", "--num_train_epochs", "2", "--use_cpu", "--output_dir", str(run)]
@@ -140,19 +140,19 @@ def trained(run: Path) -> Path:
 
 
 def onnx_answers(run: Path) -> Callable[[bytes], str]:
-    """Label of one photo, as the Space finds it."""
+    """A function that predicts the label of one photo as the Space does."""
     classifier = Classifier(run)
     return lambda photo: classifier.answer(classifier.read(photo)).labels[0]
 
 
 def pipeline_answers(run: Path) -> Callable[[bytes], str]:
-    """Label of one photo, as transformers' pipeline finds it."""
+    """A function that predicts the label of one photo with the pipeline of transformers."""
     classify = pipeline("image-classification", model=str(run))
     return lambda photo: classify(Image.open(io.BytesIO(photo)).convert("RGB"), top_k=1)[0]["label"]
 
 
 def per_photo(one: Callable[[bytes], str], photos: list[bytes]) -> float:
-    """Median seconds of an answer."""
+    """Median seconds per prediction."""
     took = []
     for photo in photos:
         started = time.perf_counter()

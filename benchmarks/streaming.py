@@ -1,10 +1,10 @@
-"""How does the memory of a training on streamed photos grow with the set?
+"""How does the memory of training on streamed photos grow with the dataset?
 
     taskset -c 0 python -m benchmarks.streaming
 
-Noise of three colours, 224 x 224 pixels, in parquet shards of 64 photos: 16, 64 and 256 of them; a tiny ViT from random
-weights, one epoch, one core (on a busy machine two threads wait for each other). Prints the size of the train shards,
-and the peaks that the run itself prints.
+Photos: images of noise in three colors, 224 x 224 pixels, in 16, 64 and 256 parquet shards of 64 photos. Model: a tiny
+ViT from random weights, one epoch, one core (on a busy machine two threads wait for each other). Prints the size of the
+train shards and the peaks that the run itself reports.
 """
 
 import io
@@ -28,7 +28,7 @@ LABELS = ["brown", "green", "orange"]
 
 
 def main() -> None:
-    """Print one line a set."""
+    """Print one line per dataset."""
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as parent:
         for times in TIMES:
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def draw(folder: Path, times: int) -> None:
-    """Write the shards; the further ones hold the photos of the first again, which no memory notices."""
+    """Write the shards; later ones repeat the photos of the first ones, which does not affect memory."""
     random = np.random.default_rng(0)
     (folder / "data").mkdir(parents=True)
     for split, count in (("validation", SCORED), ("test", SCORED)):
@@ -61,7 +61,7 @@ def draw(folder: Path, times: int) -> None:
 
 
 def shard(random: np.random.Generator, count: int) -> datasets.Dataset:
-    """So many photos, their colours in turns."""
+    """A shard of `count` photos whose colors alternate."""
     labels = [number % 3 for number in range(count)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)})
     images = [{"bytes": photo(random, COLOURS[label]), "path": None} for label in labels]
@@ -69,7 +69,7 @@ def shard(random: np.random.Generator, count: int) -> datasets.Dataset:
 
 
 def photo(random: np.random.Generator, colour: tuple[int, int, int]) -> bytes:
-    """A JPEG of coarse and fine noise; of the fine alone, the small picture of any two would be the same."""
+    """A JPEG of coarse and fine noise; with fine noise alone, all thumbnails would look the same."""
     coarse = random.normal(colour, 40, size=(28, 28, 3)).repeat(8, axis=0).repeat(8, axis=1)
     pixels = np.clip(coarse + random.normal(0, 20, size=(224, 224, 3)), 0, 255).astype(np.uint8)
     opened = io.BytesIO()

@@ -1,11 +1,11 @@
-"""How much sooner is the score reached that the recipe has after five epochs of fine-tuning all layers?
+"""How much sooner do we reach the score that the recipe has after five epochs of fine-tuning all layers?
 
     python -m benchmarks.time_to_score --data cardamom_lab --model efficientnet-lite0 --image_size 112
 
-Peer: the recipe, as documented and with better flags (rate, batch, workers); its time is when its validation accuracy
-first was what it is after five epochs. Ours: the same network by `--train_layers head` and by `--head_first`; its time
-is when its validation accuracy first was as high. Both count from the command, with imports, the look at the photos and
-the filling of caches. A turn is one seed.
+Peer: the recipe, as documented and with better flags (learning rate, batch, workers); its time is when its validation
+accuracy first reached the value that it has after five epochs. Ours: the same network with `--train_layers head` and
+with `--head_first`; its time is when its validation accuracy first reached that value. Both are timed from the command,
+including imports, the photo check and the filling of caches. Each turn uses another seed.
 """
 
 import statistics
@@ -19,7 +19,7 @@ OURS = {
     "train_finetune.py --train_layers head": ["--train_layers", "head"],
     "train_finetune.py --head_first": ["--head_first", "True"],
 }
-# The rate of the guide is one for batches of 64 and many more photos.
+# The learning rate of the guide is meant for batches of 64 and many more photos.
 RECIPES = {
     "recipe as documented": [],
     "recipe, 2 workers, batches of 32, rate 2e-4": [*runs.BEST_FLAGS, "--learning_rate", "2e-4"],
@@ -27,7 +27,7 @@ RECIPES = {
 
 
 def main() -> None:
-    """Run every entrant once a turn, then compare each of ours with each recipe's own score."""
+    """Run every entrant once per turn, then compare each of ours with the score of each recipe."""
     args = runs.parse_run(runs.run_parser(__doc__, turns=5, epochs=5))
     facts, data, folder = machine(), runs.photos_of(args), args.output.absolute() / "runs"
     flags = runs.shared_flags(args)
@@ -38,7 +38,7 @@ def main() -> None:
             run = start(len(finished[name]))
             finished[name].append(run)
             scores = ", ".join(f"{accuracy:.3f} at {seconds:.0f} s" for seconds, accuracy in run.validation)
-            print(f"{name}: {scores}; in all {run.seconds:.0f} s, test {run.test:.3f}", flush=True)
+            print(f"{name}: {scores}; total {run.seconds:.0f} s, test {run.test:.3f}", flush=True)
             return run.seconds
 
         return once
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def reached(what: str, name: str, ours: list[runs.Run], peer: str, theirs: list[runs.Run]) -> tuple[Ratio | None, str]:
-    """The ratio over the turns in which ours reached the peer's score, and a word on the others."""
+    """The ratio over the turns in which ours reached the score of the peer, and a note on the other turns."""
     pairs = [(mine.seconds_to(other.validation[-1][1]), other) for mine, other in zip(ours, theirs, strict=True)]
     got = [(seconds, other.seconds_to(other.validation[-1][1])) for seconds, other in pairs if seconds is not None]
     bar = statistics.mean(other.validation[-1][1] for other in theirs)
@@ -79,7 +79,7 @@ def reached(what: str, name: str, ours: list[runs.Run], peer: str, theirs: list[
         return None, note
     question = f"time to the recipe's validation accuracy, {what}"
     tests = statistics.mean(run.test for run in ours), statistics.mean(run.test for run in theirs)
-    guard = f"bar {bar:.3f}, reached in {len(got)} of {len(pairs)}; test {tests[0]:.3f}, peer {tests[1]:.3f}"
+    guard = f"target {bar:.3f}, reached in {len(got)} of {len(pairs)}; test {tests[0]:.3f}, peer {tests[1]:.3f}"
     mine, other = zip(*got, strict=True)
     facts = {"target": AIM, "guard": guard, "guarded": not missed}
     return compare(question, (name, mine), (peer, other), "seconds", "s", **facts), note

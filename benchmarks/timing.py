@@ -1,8 +1,8 @@
-"""How much faster, and how sure is that? Turns, ratios, intervals, the machine, one table.
+"""How much faster is one contestant, and how certain is that? Turns, ratios, intervals, the machine, one table.
 
-Contestants take turns, forwards and then backwards (A B, B A, ...), so that a machine that slows down slows both. Of
-each turn one ratio is kept; told are their median and the 95 % interval of it, drawn again 10,000 times. The first
-call of each warms up and is kept apart.
+Contestants take turns, forwards and then backwards (A B, B A, ...), so that a machine that slows down affects both
+equally. Each turn gives one ratio; their median is reported with a 95% interval from 10,000 bootstrap samples. The
+first call of each is a warm-up and is reported separately.
 """
 
 import argparse
@@ -31,11 +31,11 @@ LIBRARIES = ("torch", "torchvision", "transformers", "datasets", "accelerate", "
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ours beside one peer: the values of each turn, the ratio of every turn, its median and 95 % interval.
+    """Ours compared with one peer: the values of each turn, the median of the ratios and its 95% interval.
 
     `kind` says what the values are. `speed` (photos/s): ours / peer. `seconds`: peer / ours, so that above 1 is faster
-    too. `error` and `cost`: ours / peer, where less is better. `guard` tells that both did the same work equally well,
-    and `guarded` whether that held (None: told, not judged).
+    as well. `error` and `cost`: ours / peer, where less is better. `guard` shows whether both did the same work equally
+    well, and `guarded` is the verdict (None: shown but not judged).
     """
 
     question: str
@@ -52,22 +52,22 @@ class Ratio:
     guarded: bool | None = None
 
     def reached(self) -> bool | None:
-        """Whether the whole interval is on the good side of the target; None where there is no target."""
+        """Whether the whole interval meets the target; None without a target."""
         if self.target is None:
             return None
         return self.interval[1] <= self.target if self.kind in ("error", "cost") else self.interval[0] >= self.target
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """All fields, for JSON."""
         return {**self.__dict__, "interval": list(self.interval), "reached": self.reached()}
 
 
 def take_turns(
     contestants: dict[str, Callable[[], float]], turns: int, warm_up: bool = True
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Call each once a turn, in one order and then in the other; gives their values, and the seconds of the first call.
+    """Call each once per turn, in alternating order; returns their values and the seconds of the warm-up calls.
 
-    The first call is no turn; without `warm_up` there is none.
+    The warm-up is one call before the turns; without `warm_up` it is skipped.
     """
     values: dict[str, list[float]] = {name: [] for name in contestants}
     first: dict[str, float] = {}
@@ -90,7 +90,7 @@ def compare(
     unit: str,
     **more: Any,
 ) -> Ratio:
-    """The ratio of two contestants that took turns; each is its name and its values."""
+    """The ratio of two contestants that took turns; each is given by its name and its values."""
     pairs = zip(ours[1], peer[1], strict=True)
     ratios = [b / a if kind == "seconds" else a / b for a, b in pairs]
     middle = statistics.median(ratios)
@@ -100,14 +100,14 @@ def compare(
 
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a median, by drawing as many values again, with repetition; seeded."""
+    """The 95% bootstrap interval of a median; seeded."""
     drawn = np.random.default_rng(0).choice(np.asarray(values), size=(DRAWS, len(values)))
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine, the commit and the versions of the measurement."""
     libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {
         "processor": processor_name(),
@@ -122,7 +122,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor, as the system tells."""
+    """The name of the processor, as reported by the system."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
@@ -133,11 +133,11 @@ def _commit() -> str | None:
 
 
 def parser(story: str, turns: int) -> argparse.ArgumentParser:
-    """The flags that every benchmark has."""
+    """A parser with the flags that every benchmark has."""
     flags = argparse.ArgumentParser(description=story, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--turns", type=int, default=turns, help="Turns of each contestant; 5 or more for an interval.")
-    flags.add_argument("--quick", action="store_true", help="Tiny sizes and one turn: proves that it runs, no more.")
-    flags.add_argument("--output", type=Path, default=Path("runs/bench"), help="Where JSON, tables and photos go.")
+    flags.add_argument("--turns", type=int, default=turns, help="Number of turns; 5 or more for an interval.")
+    flags.add_argument("--quick", action="store_true", help="Tiny sizes and one turn, only to check that it runs.")
+    flags.add_argument("--output", type=Path, default=Path("runs/bench"), help="Folder for JSON, tables and photos.")
     return flags
 
 
@@ -153,8 +153,8 @@ def report(output: Path, name: str, ratios: Sequence[Ratio], facts: dict[str, An
 
 
 def table(ratios: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table, one row a ratio."""
-    rows = ["| what | ours | peer | ratio (95 %) | aim | same work? |", "|---|---|---|---|---|---|"]
+    """A Markdown table with one row per ratio."""
+    rows = ["| what | ours | peer | ratio (95%) | aim | same work? |", "|---|---|---|---|---|---|"]
     for ratio in ratios:
         low, high = ratio["interval"]
         sides = (f"{ratio[side]}: {_values(ratio[f'{side}_values'], ratio['unit'])}" for side in ("ours", "peer"))

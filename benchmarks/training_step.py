@@ -1,13 +1,13 @@
-"""How many photos a second does one training step take in, all layers and LoRA, beside the plain Trainer?
+"""How many photos per second does a training step process (all layers, LoRA), compared with the plain Trainer?
 
     python -m benchmarks.training_step
     python -m benchmarks.training_step --model efficientnet-lite0 --image_size 224 --batch 16 --compiled
 
-Both train the same network on the same pixels, which lie in memory: uint8 for ours, which it normalises, normalised
-floats for the peer, so that no photo is decoded or cropped. The rest is the Trainer's loop, with its optimizer. Ours
-adds its watch over the loss and the seed of each step; what it saves lies elsewhere (cached views, `last_blocks`). A
-measurement is a process of its own, as memory is handed out for good or ill: one pass to warm up, one that counts.
-`--compiled` adds ours with `--torch_compile`; its first pass, which compiles, is told apart.
+Both train the same network on the same pixels in memory, without decoding or cropping: uint8 for ours, which
+normalizes them, normalized floats for the peer. The rest is the loop of the Trainer with its optimizer. Ours adds the
+check of the loss and the seed of each step; its savings are measured elsewhere (cached views, `last_blocks`). Each
+measurement runs in its own process, since speed depends on how memory was allocated: one pass to warm up, one that
+counts. `--compiled` adds ours with `--torch_compile`; its first pass, which compiles, is reported separately.
 """
 
 import contextlib
@@ -41,14 +41,14 @@ LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": None, "use_dora"
 
 
 def main() -> None:
-    """Compare the sides on all layers, then with the same adapters."""
+    """Compare both with all layers trained, then with the same LoRA adapters."""
     flags = parser(__doc__, turns=5)
     flags.add_argument("--model", type=Path, default=ROOT / "sample/vit", help="Folder of a pretrained model.")
-    flags.add_argument("--image_size", type=int, help="Side of the model's input; the model's own without it.")
+    flags.add_argument("--image_size", type=int, help="Side of the model's input (default: the model's own).")
     flags.add_argument("--batch", type=int, default=32)
-    flags.add_argument("--steps", type=int, default=20, help="Steps of one measurement.")
-    flags.add_argument("--compiled", action="store_true", help="Ours with --torch_compile too.")
-    flags.add_argument("--measure", nargs=2, metavar=("SIDE", "KIND"), help="One measurement, in this process.")
+    flags.add_argument("--steps", type=int, default=20, help="Number of steps per measurement.")
+    flags.add_argument("--compiled", action="store_true", help="Also measure ours with --torch_compile.")
+    flags.add_argument("--measure", nargs=2, metavar=("SIDE", "KIND"), help="Run a single measurement in this process.")
     args = flags.parse_args()
     args.steps = 2 if args.quick else args.steps
     if args.measure:
@@ -74,9 +74,9 @@ def main() -> None:
 
 
 def in_a_process(name: str, kind: str, measured: list[dict[str, float]]) -> float:
-    """Photos a second of one side, measured by this file in a process of its own, told to do just that."""
+    """Photos per second of one side, measured by this script in a separate process with `--measure`."""
     command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--measure", name, kind]
-    # Of what `begin_process` asks for, this would come after torch's import, too late.
+    # Set here, since this setting of `begin_process` must precede the import of torch.
     pages = {"THP_MEM_ALLOC_ENABLE": "0" if name == TRAINER else "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | pages, stdout=subprocess.PIPE, text=True, check=True)
     measured.append(json.loads(done.stdout.splitlines()[-1]))
@@ -84,7 +84,7 @@ def in_a_process(name: str, kind: str, measured: list[dict[str, float]]) -> floa
 
 
 def measure(name: str, kind: str, args: Any) -> dict[str, float]:
-    """Photos a second of the second pass; seconds and mean loss of the first."""
+    """Photos per second of the second pass; seconds and mean loss of the first."""
     if name != TRAINER:
         begin_process()
     torch.set_num_threads(physical_cores())
@@ -103,7 +103,7 @@ def measure(name: str, kind: str, args: Any) -> dict[str, float]:
 
 
 def network(args: Any, side: int, kind: str) -> PreTrainedModel:
-    """The same weights each time, with the same adapters for LoRA."""
+    """The model, with the same weights and LoRA adapters every time."""
     torch.manual_seed(0)
     model = load_pretrained(str(args.model), None, LABELS, side)
     return add_lora(model, **LORA) if kind == "LoRA" else model
@@ -128,7 +128,7 @@ def ours(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: Tra
 
 
 def plain(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: TrainingArguments) -> Trainer:
-    """transformers' Trainer on the normalised pixels."""
+    """The Trainer of transformers on normalized pixels."""
     mean, std = processor.normalization
     photos = [
         {"pixel_values": (photo - mean) / std, "label": place % len(LABELS)} for place, photo in enumerate(pixels)
@@ -137,7 +137,7 @@ def plain(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: Tr
 
 
 def settings(args: Any, compiled: bool) -> TrainingArguments:
-    """The same for both."""
+    """The training arguments of both sides."""
     return TrainingArguments(
         tempfile.mkdtemp(),
         num_train_epochs=1,
@@ -155,18 +155,18 @@ def settings(args: Any, compiled: bool) -> TrainingArguments:
 
 
 class Stopwatch(TrainerCallback):
-    """Times the steps without what the Trainer does before and after them, and keeps the loss of each pass."""
+    """Times the steps, without the Trainer's work before and after them, and keeps the loss of each pass."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.losses: list[float] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Start."""
+        """Start the clock."""
         self.started = time.perf_counter()
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Stop."""
+        """Stop the clock."""
         self.seconds = time.perf_counter() - self.started
 
     def on_log(self, args, state, control, logs=None, **kwargs):

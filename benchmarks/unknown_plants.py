@@ -1,9 +1,9 @@
-"""Does a trained model know what it has never seen? Four scores of strangeness, side by side.
+"""Does a trained model recognize plants that it was not trained on as unknown? A comparison of novelty scores.
 
     python -m benchmarks.unknown_plants ../shared/data/other_plants runs/NAME...
 
-The photos of the folder are of no class of the runs. Every score takes as its limit what 93 % of a run's validation
-photos keep, so that only the choice of the score differs. "not sure" is the run's own verdict, all rules together.
+The photos in the folder belong to no class of the runs. The limit of every score accepts 93% of the validation photos
+of a run, so that only the score differs. The row "not sure" applies all rules of the run together.
 """
 
 import sys
@@ -27,7 +27,7 @@ SCORES = ("softmax", "energy", "distance", "both")
 
 
 def outputs_of(folder: Path, strangers: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Logits and features of what the run was validated and tested on, and of the strangers."""
+    """Logits and features of the validation, test and field photos of a run, and of the unknown plants."""
     results = read_results(folder)
     model, processor = load_classifier(folder)
     splits = load_splits(results["dataset"]["name"], splits_file=str(folder / "splits.csv"))
@@ -46,7 +46,7 @@ def outputs_of(folder: Path, strangers: str) -> dict[str, tuple[np.ndarray, np.n
 def strangeness_by_score(
     outputs: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path
 ) -> dict[str, dict[str, np.ndarray]]:
-    """{score: {set: how strange each photo is}}."""
+    """{score: {set: novelty of each photo}}."""
     calibration, known = read_calibration(folder)
     found: dict[str, dict[str, np.ndarray]] = {score: {} for score in SCORES}
     for name, (logits, features) in outputs.items():
@@ -58,7 +58,7 @@ def strangeness_by_score(
         found["softmax"][name] = 1 - confidence
         found["energy"][name] = -logsumexp(logits, axis=1)
         found["distance"][name] = 1 - similarity.max(axis=1)
-        # A validation photo is its own nearest one; its limit is the run's own.
+        # A validation photo is its own nearest neighbor; the limit of this score is the run's own.
         if name != "validation":
             found["both"][name] = strangeness(features, confidence, known)
     return found
@@ -71,7 +71,7 @@ def main() -> None:
         outputs = outputs_of(folder, strangers)
         calibration, known = read_calibration(folder)
         shown = [name for name in outputs if name != "validation"]
-        print(f"{folder.name}: share taken for unknown\n  {'score':<10}" + "".join(f"{name:>8}" for name in shown))
+        print(f"{folder.name}: share rejected as unknown\n  {'score':<10}" + "".join(f"{name:>8}" for name in shown))
         for score, of in strangeness_by_score(outputs, folder).items():
             own = calibration["unknown"]["threshold"]
             limit = own if score == "both" else np.quantile(of["validation"], KNOWN_SHARE)

@@ -1,11 +1,11 @@
-"""Draw small pictures of leaves that stand in for photographs of leaf diseases.
+"""Draw small pictures of leaves that stand in for photos of leaf diseases.
 
     python sample/draw_leaves.py target sample                    # sample/leaves and sample/leaves_field
     python sample/draw_leaves.py source OUTPUT --per_class 300    # OUTPUT/{train,validation}/<class>/NNNNN.jpg
 
-The target is one broad-leaved crop (think of bean) in four conditions, photographed in a laboratory and
-in a field. The source has other crops in other conditions, to train a network on before it meets the target.
-The path of a picture seeds its random generator, so drawing more of one class changes nothing elsewhere.
+The target is one broad-leaved crop (similar to bean) in four conditions, in laboratory and field scenes. The source has
+other crops in other conditions, for pretraining a network that is then adapted to the target. The path of a picture
+seeds its random generator, so drawing more pictures of one class does not change those of another.
 """
 
 import argparse
@@ -22,24 +22,24 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt, gaussian_filter, shift
 
-FINE = 3  # shapes are drawn this many times finer and then averaged down, for soft edges
+FINE = 3  # supersampling factor of shapes, for soft edges
 SIZES = ((128, 128), (128, 160), (160, 128))  # height, width
 JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
 class Crop:
-    """The shape of a leaf: one blade, or several fanned around its base that grow together where they meet."""
+    """The shape of a leaf: one blade, or several that fan out from its base and merge where they meet."""
 
     angles: tuple = (0,)  # degrees between each blade and the leaf's axis
-    width: float = 0.8  # of a blade, as part of its length
-    widest: float = 0.35  # where along the blade
-    heart: float = 0.0  # how far the base reaches back beside the stalk
+    width: float = 0.8  # of a blade, as a fraction of its length
+    widest: float = 0.35  # position of the largest width along the blade
+    heart: float = 0.0  # how far the base extends back beside the stalk
     teeth: float = 0.0
     veins: int = 7  # side veins on each side of a midrib
     parallel: bool = False  # side veins run along the blade, as in grasses
-    side_length: float = 0.75  # of the outermost blades
-    fill: float = 1.0  # how much of the picture the leaf takes up
+    side_length: float = 0.75  # length of the outermost blades
+    fill: float = 1.0  # size of the leaf relative to the picture
     green: tuple = (0.24, 0.45, 0.15)
 
 
@@ -56,11 +56,11 @@ CROPS = {
 
 @dataclass(frozen=True)
 class Leaf:
-    """One leaf laid out in the picture; the conditions paint on its arrays."""
+    """One leaf in its place in the picture; the conditions are painted on its arrays."""
 
     mask: np.ndarray  # 1 inside, 0 outside
-    margin: np.ndarray  # pixels to the margin
-    rib: np.ndarray  # pixels to the nearest midrib or side vein
+    margin: np.ndarray  # distance to the margin in pixels
+    rib: np.ndarray  # distance to the nearest midrib or side vein in pixels
     colour: np.ndarray
     height: np.ndarray
     cells: np.ndarray  # corners of the areas between the veins
@@ -73,13 +73,13 @@ class Leaf:
 
 
 def noise(rng: Generator, shape: tuple, size: float) -> np.ndarray:
-    """Smooth random hills about `size` pixels wide, with mean 0 and deviation about 1."""
+    """Smooth noise with features about `size` pixels wide, mean 0 and standard deviation about 1."""
     coarse = rng.normal(0, 1.4, (int(shape[0] / size) + 3, int(shape[1] / size) + 3)).astype(np.float32)
     return np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def drawn(shape: tuple, paths: list | np.ndarray, width: float = 0) -> np.ndarray:
-    """Lines of a width in pixels, or filled polygons if it is 0, as numbers from 0 to 1 with soft edges."""
+    """Lines `width` pixels wide, or filled polygons if `width` is 0, as values from 0 to 1 with soft edges."""
     canvas = Image.new("L", (shape[1] * FINE, shape[0] * FINE))
     pen = ImageDraw.Draw(canvas)
     for path in paths:
@@ -92,7 +92,7 @@ def drawn(shape: tuple, paths: list | np.ndarray, width: float = 0) -> np.ndarra
 
 
 def scatter(rng: Generator, leaf: Leaf, count: float, small: float, large: float, gathered: float = 0) -> tuple:
-    """Random centres on the leaf and radii, as parts of its length; a part of them is gathered in groups."""
+    """Random centers on the leaf, and radii between fractions of its length; a share `gathered` is in clusters."""
     rows, columns = np.nonzero((leaf.mask > 0.9) & (leaf.margin > 1))
     chosen = rng.integers(0, len(rows), int(count))
     centres = np.stack([columns[chosen], rows[chosen]], 1) + rng.random((int(count), 2))
@@ -103,7 +103,7 @@ def scatter(rng: Generator, leaf: Leaf, count: float, small: float, large: float
 
 
 def dots(rng: Generator, leaf: Leaf, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Roundish blots, each a little irregular."""
+    """Roundish, slightly irregular spots."""
     turn = np.linspace(0, 2 * np.pi, 14, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)], 1)
     blots = [c + r * circle * rng.normal(1, 0.13, (14, 1)) for c, r in zip(centres, radii, strict=True)]
@@ -111,12 +111,12 @@ def dots(rng: Generator, leaf: Leaf, centres: np.ndarray, radii: np.ndarray) -> 
 
 
 def stain(leaf: Leaf, amount: np.ndarray, colour: tuple) -> None:
-    """Blend the leaf's colour towards another one."""
+    """Blend the color of the leaf with another color."""
     leaf.colour[:] += np.clip(amount, 0, 1)[..., None] * (np.array(colour, np.float32) - leaf.colour)
 
 
 def cut(leaf: Leaf, hole: np.ndarray) -> None:
-    """Take a part out of the leaf; the wound dries to a brown edge."""
+    """Remove a part of the leaf and give the hole a brown edge."""
     stain(leaf, gaussian_filter(hole, 1.3) * 1.3, (0.36, 0.26, 0.12))
     leaf.mask[:] *= 1 - hole
 
@@ -125,7 +125,7 @@ def cut(leaf: Leaf, hole: np.ndarray) -> None:
 
 
 def half_width(crop: Crop, along: np.ndarray) -> np.ndarray:
-    """Half the width of a blade at places along it, from 0 at the base to 1 at the tip."""
+    """Half the width of a blade at positions along it, from 0 at the base to 1 at the tip."""
     return 0.5 * crop.width * np.sin(np.pi * along ** (np.log(0.5) / np.log(crop.widest))) ** 0.9
 
 
@@ -151,7 +151,7 @@ def side_veins(rng: Generator, crop: Crop, side: int) -> np.ndarray:
 
 
 def cross_veins(rng: Generator, rails: np.ndarray, rungs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Short veins between neighbouring side veins, and the four-cornered cells that they close."""
+    """Short veins between neighboring side veins, and the four-cornered cells between them."""
     stops = np.linspace(0, 20, rungs) + rng.uniform(-1.2, 1.2, (len(rails), rungs))
     nodes = rails[np.arange(len(rails))[:, None], np.sort(stops.round().astype(int).clip(0, 20))]
     links = np.stack([nodes[:-1, 1:-1], nodes[1:, 1:-1]], 2)
@@ -160,13 +160,13 @@ def cross_veins(rng: Generator, rails: np.ndarray, rungs: int) -> tuple[np.ndarr
 
 
 def on_own_side(points: np.ndarray, crop: Crop, angle: float) -> np.ndarray:
-    """Which points of a turned blade lie nearer to its own axis than to those of the blades beside it."""
+    """Which points of a rotated blade are closer to its own axis than to those of the other blades."""
     bearing = np.degrees(np.arctan2(points[..., 1], points[..., 0]))
     return np.abs(bearing[..., None] - np.array(crop.angles)).argmin(-1) == crop.angles.index(angle)
 
 
 def plan_leaf(rng: Generator, crop: Crop) -> dict[str, np.ndarray]:
-    """All lines of a leaf, by kind, in its own coordinates: from the base at (0, 0) to the tip at (1, 0)."""
+    """All lines of a leaf by kind, in leaf coordinates: from the base at (0, 0) to the tip at (1, 0)."""
     straight, count = np.linspace(0, 1, 15), np.arange(crop.veins)[:, None]
     plan = {"outline": [], "midrib": [], "side": [], "cross": [], "cell": []}
     plan["stalk"] = [np.stack([-0.22 * straight, rng.normal(0, 0.05) * straight**2], 1)[None]]
@@ -180,14 +180,14 @@ def plan_leaf(rng: Generator, crop: Crop) -> dict[str, np.ndarray]:
             rails = side_veins(rng, crop, side) @ matrix
             links, cells = cross_veins(rng, rails, 14 if crop.parallel else 7)
             last = on_own_side(rails, crop, angle).sum(1, keepdims=True) - 1
-            plan["side"].append(rails[count, np.minimum(np.arange(21), last)])  # it stops where the next blade begins
+            plan["side"].append(rails[count, np.minimum(np.arange(21), last)])  # ends where the next blade begins
             plan["cross"].append(links[on_own_side(links, crop, angle).all(1)])
             plan["cell"].append(cells[on_own_side(cells, crop, angle).all(1)])
     return {kind: np.concatenate(paths) for kind, paths in plan.items()}
 
 
 def random_pose(rng: Generator, outline: np.ndarray, centre: np.ndarray, radius: float, pucker: float) -> tuple:
-    """A function that ripples, bends, turns and tilts leaf coordinates into the picture, and the leaf's length."""
+    """A function that ripples, bends, rotates and tilts leaf coordinates into the picture, and the leaf length."""
     middle = (outline.min(0) + outline.max(0)) / 2
     size = radius / np.linalg.norm(outline - middle, axis=1).max()
     turn = rng.uniform(0, 2 * np.pi)
@@ -207,7 +207,7 @@ def random_pose(rng: Generator, outline: np.ndarray, centre: np.ndarray, radius:
 
 
 def grow_leaf(rng: Generator, crop: Crop, shape: tuple, aside: tuple = (0, 0), pucker: float = 0) -> Leaf:
-    """A leaf without any disease, `aside` from the middle of a picture as parts of its height and width."""
+    """A healthy leaf; `aside` is its offset from the center, as fractions of the picture's height and width."""
     plan = plan_leaf(rng, crop)
     centre = ((0.5 + np.array(aside) + rng.normal(0, 0.04, 2)) * shape)[::-1]
     radius = crop.fill * rng.uniform(0.38, 0.6) * min(shape)
@@ -229,7 +229,7 @@ def grow_leaf(rng: Generator, crop: Crop, shape: tuple, aside: tuple = (0, 0), p
 
 
 def leaf_colour(rng: Generator, green: tuple, veins: np.ndarray, margin: np.ndarray) -> np.ndarray:
-    """Greens that differ with age and from place to place, with paler veins."""
+    """Shades of green that vary with age and position, with paler veins."""
     fresh = np.array(green) * rng.uniform(0.75, 1.3) * rng.normal(1, 0.07, 3)
     pale = np.array([0.5, 0.56, 0.18]) * rng.uniform(0.85, 1.15)
     age = rng.beta(1, 4) + 0.07 * noise(rng, veins.shape, 45) + 0.04 * noise(rng, veins.shape, 6)
@@ -241,7 +241,7 @@ def leaf_colour(rng: Generator, green: tuple, veins: np.ndarray, margin: np.ndar
 
 
 def healthy(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Nothing is wrong."""
+    """No symptoms."""
 
 
 def rust(rng: Generator, leaf: Leaf, severity: float) -> None:
@@ -255,7 +255,7 @@ def rust(rng: Generator, leaf: Leaf, severity: float) -> None:
 
 
 def angular_leaf_spot(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Grey-brown patches that end at the veins, so that they have straight edges, with a darker rim."""
+    """Gray-brown patches bounded by the veins, hence with straight edges, with a darker rim."""
     starts = rng.integers(0, len(leaf.cells), 3 + int(17 * severity**1.5))
     chosen = {int(i) for start in starts for i in range(start, start + rng.integers(1, 3))}
     cells = [leaf.cells[i] for i in sorted(chosen) if i < len(leaf.cells)]
@@ -284,13 +284,13 @@ def mosaic(rng: Generator, leaf: Leaf, severity: float) -> None:
 
 
 def powdery_mildew(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """White films of fungus that thin out towards their edges."""
+    """White films of fungus that thin out towards the edges."""
     film = gaussian_filter(dots(rng, leaf, *scatter(rng, leaf, 2 + 14 * severity, 0.03, 0.11)), 2.5)
     stain(leaf, 0.9 * film * (0.75 + 0.3 * noise(rng, film.shape, 4)), (0.82, 0.83, 0.8))
 
 
 def downy_mildew(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Oily yellow areas that end at the veins, some with a brown middle."""
+    """Oily yellow areas bounded by the veins, some with a brown center."""
     cells = rng.choice(leaf.cells, 3 + int(22 * severity))
     patch = gaussian_filter(drawn(leaf.mask.shape, cells), 0.8)
     stain(leaf, 0.8 * patch, (0.7, 0.66, 0.15))
@@ -298,7 +298,7 @@ def downy_mildew(rng: Generator, leaf: Leaf, severity: float) -> None:
 
 
 def anthracnose(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Dark sunken round wounds with rings inside."""
+    """Dark, sunken, round lesions with concentric rings."""
     centres, radii = scatter(rng, leaf, 2 + 9 * severity, 0.02, 0.065)
     for part, colour in ((1, (0.17, 0.1, 0.06)), (0.75, (0.4, 0.27, 0.16)), (0.5, (0.22, 0.13, 0.08))):
         stain(leaf, 0.9 * dots(rng, leaf, centres, radii * part), colour)
@@ -306,7 +306,7 @@ def anthracnose(rng: Generator, leaf: Leaf, severity: float) -> None:
 
 
 def greasy_spot(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Small blackish blisters in yellow blurs."""
+    """Small blackish blisters with blurred yellow halos."""
     centres, radii = scatter(rng, leaf, 8 + 60 * severity, 0.01, 0.022, gathered=0.5)
     stain(leaf, 0.7 * gaussian_filter(dots(rng, leaf, centres, radii * 2), 1.5), (0.68, 0.62, 0.16))
     stain(leaf, 0.85 * dots(rng, leaf, centres, radii), (0.16, 0.11, 0.07))
@@ -314,21 +314,21 @@ def greasy_spot(rng: Generator, leaf: Leaf, severity: float) -> None:
 
 
 def scab(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Olive velvety blotches with feathered edges."""
+    """Olive, velvety blotches with feathered edges."""
     blots = dots(rng, leaf, *scatter(rng, leaf, 3 + 14 * severity, 0.02, 0.07))
     velvet = gaussian_filter(blots, 1.6) + 0.25 * noise(rng, blots.shape, 3) * gaussian_filter(blots, 2.5)
     stain(leaf, 0.85 * velvet, (0.19, 0.19, 0.09))
 
 
 def shot_hole(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Round holes where dead spots fell out, and a few spots that are still there."""
+    """Round holes where dead spots have fallen out, and a few remaining spots."""
     centres, radii = scatter(rng, leaf, 3 + 16 * severity, 0.012, 0.035)
     stain(leaf, 0.9 * dots(rng, leaf, centres[::3], radii[::3] * 1.2), (0.45, 0.24, 0.13))
     cut(leaf, dots(rng, leaf, centres[1:], radii[1:]))
 
 
 def leaf_miner(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Pale winding trails with a dark thread of droppings."""
+    """Pale, winding trails with a dark line of droppings."""
     for start in scatter(rng, leaf, 1 + 4 * severity, 0, 0)[0]:
         heading = rng.uniform(0, 6.3) + np.cumsum(rng.normal(0, 0.55, 45))
         trail = start + np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1), 0) * 0.022 * leaf.size
@@ -337,14 +337,14 @@ def leaf_miner(rng: Generator, leaf: Leaf, severity: float) -> None:
 
 
 def scorch(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Margins that dry to brown behind a yellow front."""
+    """Dry brown margins with a yellow border."""
     reach = leaf.margin / leaf.size * 12 + 0.45 * noise(rng, leaf.mask.shape, 14) - 0.3 - 1.4 * severity
     stain(leaf, 0.8 / (1 + np.exp(6 * (reach - 0.5))), (0.68, 0.6, 0.2))
     stain(leaf, 0.95 / (1 + np.exp(9 * reach)), (0.43, 0.27, 0.13))
 
 
 def chlorosis(rng: Generator, leaf: Leaf, severity: float) -> None:
-    """Yellow between veins that stay green."""
+    """Yellow areas between veins that stay green."""
     between = (1 - np.exp(-leaf.rib / 2.5)) * (0.85 + 0.25 * noise(rng, leaf.mask.shape, 30))
     stain(leaf, (0.35 + 0.6 * severity) * between, (0.78, 0.75, 0.2))
 
@@ -363,13 +363,13 @@ def stripe(rng: Generator, leaf: Leaf, severity: float) -> None:
 
 
 def wear(rng: Generator, leaf: Leaf) -> None:
-    """Harmless things that any leaf may carry, sick or not, so that one odd mark is no diagnosis."""
+    """Harmless marks on healthy and diseased leaves alike, so that a mark alone does not identify a disease."""
     shape = leaf.mask.shape
     for likely, colour in ((0.3, (0.75, 0.72, 0.65)), (0.5, (0.38, 0.25, 0.14))):  # dust, specks of soil
         if rng.random() < likely:
             specks = dots(rng, leaf, *scatter(rng, leaf, rng.integers(2, 22), 0.004, 0.014, gathered=0.3))
             stain(leaf, 0.8 * specks, np.array(colour) * rng.uniform(0.7, 1.3))
-    if rng.random() < 0.2:  # holes that insects made
+    if rng.random() < 0.2:  # insect holes
         cut(leaf, dots(rng, leaf, *scatter(rng, leaf, rng.integers(1, 3), 0.015, 0.04)))
     if rng.random() < 0.45:  # dry bruises
         bruises = dots(rng, leaf, *scatter(rng, leaf, rng.integers(1, 6), 0.012, 0.045))
@@ -387,7 +387,7 @@ def wear(rng: Generator, leaf: Leaf) -> None:
 
 
 def lit(leaf: Leaf, light: np.ndarray, gloss: float) -> np.ndarray:
-    """The colours of the leaf under a light from the direction `light` (right, down, towards the viewer)."""
+    """The colors of the leaf under a light from the direction `light` (right, down, towards the viewer)."""
     down, right = np.gradient(gaussian_filter(leaf.height, 0.5))
     length = np.sqrt(1 + right**2 + down**2)
     half = light + [0, 0, 1]
@@ -398,7 +398,7 @@ def lit(leaf: Leaf, light: np.ndarray, gloss: float) -> np.ndarray:
 
 
 def lay(rng: Generator, scene: np.ndarray, leaf: Leaf, light: np.ndarray) -> np.ndarray:
-    """The scene with a leaf on top, a little above its own shadow."""
+    """The scene with a leaf slightly above its shadow."""
     lift = rng.uniform(1, 7)
     shadow = gaussian_filter(shift(leaf.mask, (-light[1] * lift, -light[0] * lift), order=1), 0.6 + 0.4 * lift)
     leaf_lit = lit(leaf, light, rng.uniform(0.02, 0.13))
@@ -407,7 +407,7 @@ def lay(rng: Generator, scene: np.ndarray, leaf: Leaf, light: np.ndarray) -> np.
 
 
 def indoors(rng: Generator, shape: tuple) -> np.ndarray:
-    """A table, paper, cloth, grey card or wood to lay a leaf on."""
+    """A background of a table, paper, cloth, gray card or wood."""
     kind = rng.choice(["table", "paper", "cloth", "card", "wood"])
     base = {"paper": (0.85, 0.84, 0.8), "card": np.full(3, rng.uniform(0.3, 0.6)), "wood": (0.53, 0.41, 0.29)}
     paint = np.clip(rng.uniform(0.15, 0.75) + rng.normal(0, 0.07, 3), 0.05, 0.9)
@@ -424,7 +424,7 @@ def indoors(rng: Generator, shape: tuple) -> np.ndarray:
 
 
 def outdoors(rng: Generator, shape: tuple, light: np.ndarray) -> np.ndarray:
-    """Soil, straw or undergrowth with stems and other leaves, out of focus."""
+    """A background of soil, straw or undergrowth with stems and other leaves, out of focus."""
     ground = np.array(rng.choice([(0.38, 0.29, 0.21), (0.5, 0.43, 0.3), (0.18, 0.25, 0.12)]))
     clods = 0.22 * noise(rng, shape, 22) + 0.18 * noise(rng, shape, 7) + 0.12 * noise(rng, shape, 2.5)
     scene = ground * rng.uniform(0.75, 1.4) * np.clip(1 + clods, 0.3, 2)[..., None]
@@ -437,12 +437,12 @@ def outdoors(rng: Generator, shape: tuple, light: np.ndarray) -> np.ndarray:
 
 
 def bystander(rng: Generator, shape: tuple) -> Leaf:
-    """A leaf of any crop that lies partly outside the picture."""
+    """A leaf of any crop that is partly outside the picture."""
     return grow_leaf(rng, rng.choice([BEAN, *CROPS.values()]), shape, rng.choice([-1, 1], 2) * rng.uniform(0.3, 0.6, 2))
 
 
 def camera(rng: Generator, scene: np.ndarray, field: bool) -> Image.Image:
-    """What a camera makes of the scene: uneven and coloured light, exposure, blur and noise."""
+    """Add camera effects to the scene: uneven and colored light, exposure, blur and noise."""
     shape = scene.shape[:2]
     rows, columns = np.indices(shape) / max(shape) - 0.5
     light = 1 + rng.normal(0, 0.15) * rows + rng.normal(0, 0.15) * columns - 0.3 * (rows**2 + columns**2)
@@ -470,13 +470,13 @@ SOURCE = {
 
 
 def draw(rng: Generator, crop: Crop, condition: Callable, field: bool) -> Image.Image:
-    """A photograph of one leaf in one condition."""
+    """Draw one leaf in one condition."""
     shape = SIZES[rng.integers(0, len(SIZES))]
     turn, rise = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.2)
     light = np.array([np.cos(turn) * np.cos(rise), np.sin(turn) * np.cos(rise), np.sin(rise)])
     scene = outdoors(rng, shape, light) if field else indoors(rng, shape)
     severity = rng.beta(1.1, 1.7)
-    # A mosaic virus disturbs growth itself, so it must act before the leaf takes its shape.
+    # A mosaic virus affects growth, so it must act before the shape of the leaf is drawn.
     leaf = grow_leaf(rng, crop, shape, pucker=severity if condition is mosaic else 0)
     condition(rng, leaf, severity)
     wear(rng, leaf)
@@ -487,7 +487,7 @@ def draw(rng: Generator, crop: Crop, condition: Callable, field: bool) -> Image.
 
 
 def draw_to_file(job: tuple, output: Path, seed: int) -> None:
-    """Draw the picture that a job names."""
+    """Draw and save the picture of a job."""
     name, crop, condition, field = job
     path = output / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -496,7 +496,7 @@ def draw_to_file(job: tuple, output: Path, seed: int) -> None:
 
 
 def target_jobs(times: int) -> list[tuple]:
-    """The laboratory photographs in three splits, and the field photographs; so many times as many as in the sample."""
+    """Jobs for laboratory pictures in three splits and field pictures, `times` as many as in the sample."""
     folders = (("leaves/train", 40), ("leaves/validation", 20), ("leaves/test", 40), ("leaves_field", 20))
     conditions = (healthy, rust, angular_leaf_spot, mosaic)
     return [
@@ -508,7 +508,7 @@ def target_jobs(times: int) -> list[tuple]:
 
 
 def source_jobs(per_class: int) -> list[tuple]:
-    """Other crops in other conditions, every second picture in a field."""
+    """Jobs for other crops in other conditions, every second picture in a field scene."""
     folders = (("train", per_class - per_class // 10), ("validation", per_class // 10))
     return [
         (f"{folder}/{crop}_{condition.__name__}/{i:05d}.jpg", CROPS[crop], condition, i % 2 == 1)
@@ -520,12 +520,12 @@ def source_jobs(per_class: int) -> list[tuple]:
 
 
 def main() -> None:
-    """Read the command line and draw."""
+    """Parse the command line and draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("target", "source"))
     parser.add_argument("output", type=Path)
-    parser.add_argument("--per_class", type=int, default=300, help="pictures a source class, validation included")
-    parser.add_argument("--times", type=int, default=1, help="so many times as many target pictures")
+    parser.add_argument("--per_class", type=int, default=300, help="pictures per source class, including validation")
+    parser.add_argument("--times", type=int, default=1, help="multiple of the number of target pictures in the sample")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     jobs = target_jobs(options.times) if options.task == "target" else source_jobs(options.per_class)

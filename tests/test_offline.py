@@ -51,7 +51,7 @@ def test_after_download_only_the_same_command_trains_without_a_network(put, phot
     finally:
         server.stop()
     assert fetched.returncode == 0, fetched.stderr
-    assert "downloaded; now HF_HUB_OFFLINE=1" in fetched.stdout and "epoch 1/" not in fetched.stdout
+    assert "downloaded; to train offline, set HF_HUB_OFFLINE=1" in fetched.stdout and "epoch 1/" not in fetched.stdout
     assert not (run / "results.json").exists()
     trained = train(HF_HUB_OFFLINE="1")
     assert trained.returncode == 0, trained.stderr

@@ -90,7 +90,7 @@ def test_a_finished_run_started_again_prints_its_results(photos, tiny_vit, tmp_p
     assert run_script("train_finetune.py", *flags)[0] == 0
     before = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
     code, out, _ = run_script("train_finetune.py", *flags)
-    assert code == 0 and "is finished; its results" in out
+    assert code == 0 and "is finished; results" in out
     assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == before
 
     code, _, err = run_script("train_finetune.py", *flags, "--seed", "5")

@@ -1,4 +1,4 @@
-"""Which photos, which labels, which split?"""
+"""Which photos are there, and which label and split does each have?"""
 
 import lazy_loader
 

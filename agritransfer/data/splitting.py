@@ -1,4 +1,4 @@
-"""Which photos form the splits that the dataset lacks? Stratified, seeded, groups kept whole."""
+"""How are missing splits made? Stratified, seeded, with groups kept whole."""
 
 import random
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ def cut_splits(photos: list[Photo], fractions: dict[str, float], seed: int) -> l
         raise UsageError(f"{named} cannot be used; each must be above 0, and their sum below 1")
     photos = [replace(photo, split=photo.split or "train") for photo in photos]
     if all(photo.split != "train" for photo in photos):
-        raise DataError("the train split contains no photos; add some, or give the photos without splits")
+        raise DataError("the train split contains no photos; add some, or remove all splits")
     for split, fraction in fractions.items():
         # The fraction refers to all photos to be split, not to what an earlier split left over.
         train = [i for i, photo in enumerate(photos) if photo.split == "train"]

@@ -1,4 +1,4 @@
-"""How good is a model, how sure is that, where does it fail, and which one is better?"""
+"""How good is a model, how certain is that, where does it fail, and which model is better?"""
 
 import lazy_loader
 

@@ -6,12 +6,12 @@ BINS = 15
 
 
 def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
-    """The temperature to divide logits (photos, classes) by (Guo et al. 2017), fitted by maximum likelihood.
+    """The temperature that logits (photos, classes) are divided by, fitted by maximum likelihood (Guo et al. 2017).
 
     The target probability of the true class is 1 - 1 / (n + 2), as in Platt scaling, so that n correct answers never
     lead to a probability of 1.
     """
-    # Imported here, since applying a temperature does not need scipy.
+    # Imported here because applying a temperature does not need scipy.
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
@@ -41,5 +41,5 @@ def confidence_bins(probabilities: np.ndarray, truth: np.ndarray) -> list[tuple[
 
 
 def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The mean gap between confidence and accuracy over the bins, weighted by their photos (Naeini et al. 2015)."""
+    """Mean gap between confidence and accuracy over the bins, weighted by number of photos (Naeini et al. 2015)."""
     return float(sum(n * abs(sure - right) for sure, right, n in confidence_bins(probabilities, truth)) / len(truth))

@@ -1,4 +1,4 @@
-"""What does a simple classifier make of the features of a frozen network?"""
+"""How well do simple classifiers work on the features of a frozen network?"""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ from agritransfer.evaluation.inference import predict
 from agritransfer.images.preprocessing import PhotoProcessor
 
 NEIGHBOURS = 5
-# Inverse strengths of the penalty on standardised features that the cross-validation chooses from.
+# Inverse strengths of the penalty on standardized features that cross-validation chooses from.
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 FOLDS = 5
 
 
 def knn_answers(features: np.ndarray, known_features: np.ndarray, known_labels: np.ndarray) -> np.ndarray:
-    """The label of most of the 5 known photos at the smallest angle, each vote weighted by its cosine: (photos,)."""
+    """Predictions (photos,) of a vote of the 5 nearest known photos by cosine similarity, weighted by it."""
     unit, known = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (features, known_features))
     similarity = unit @ known.T
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
@@ -32,7 +32,7 @@ def knn_answers(features: np.ndarray, known_features: np.ndarray, known_labels: 
 def linear_probe(
     features: np.ndarray, known_features: np.ndarray, known_labels: np.ndarray, known_groups: Sequence[str]
 ) -> np.ndarray:
-    """Probabilities (photos, classes) of a linear head fitted to known photos; they alone choose its penalty."""
+    """Probabilities (photos, classes) of a linear head on the known photos, with a cross-validated penalty."""
     folds = list(_folds(known_labels, known_groups))
 
     def held_out_accuracy(penalty: float) -> float:
@@ -45,7 +45,7 @@ def linear_probe(
 
 
 def out_of_fold_probabilities(features: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Probabilities (photos, classes) of each photo by a linear head that saw neither it nor a photo of its group."""
+    """Probabilities (photos, classes) of linear heads that were fitted without the photo and without its group."""
     probabilities = np.full((len(labels), int(labels.max()) + 1), 1 / (int(labels.max()) + 1))
     for fit, held in _folds(labels, groups):
         rows = _fit(features[fit], labels[fit], features[held], PENALTIES[1])
@@ -60,7 +60,7 @@ def _folds(labels: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, 
     if count < 2:
         return []
     folds = StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, names)
-    # A fold whose other photos are of one class has nothing to fit.
+    # A fold is skipped if the other photos are all of one class.
     return [(fit, held) for fit, held in folds if len(set(labels[fit])) > 1]
 
 
@@ -74,7 +74,7 @@ def _fit(known: np.ndarray, labels: np.ndarray, features: np.ndarray, penalty: f
 
 
 def probe_answers(model: PreTrainedModel, processor: PhotoProcessor, splits: Splits, batch_size: int) -> np.ndarray:
-    """What a linear probe on the frozen features answers on the test photos (photos,), as label indices."""
+    """Predictions of a linear probe on the frozen features for the test photos (photos,), as label indices."""
     features = {split: predict(model, splits.dataset(split, processor), batch_size)[1] for split in ("train", "test")}
     groups = [photo.group for photo in splits.of("train")]
     return linear_probe(features["test"], features["train"], np.array(splits.label_indices("train")), groups).argmax(

@@ -1,4 +1,4 @@
-"""What does a model answer for a set of photos?"""
+"""What does a model predict for a set of photos?"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ from agritransfer.models.structure import find_head
 def predict(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits (photos, classes) and features, the head's input (photos, width), both float32.
 
-    The photos are shared out over the processes of the run.
+    The photos are split among the processes of the run.
     """
     state = PartialState()
     with state.split_between_processes(list(range(len(dataset)))) as mine:
@@ -33,9 +33,9 @@ def predict(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> t
 
 
 class TrainedClassifier:
-    """A trained model of any origin with its `labels` and image processor.
+    """A trained model from any source, with its `labels` and image processor.
 
-    Raises `UsageError` for a folder without a safetensors model of a kind that transformers knows.
+    Raises `UsageError` if the folder has no safetensors model of a type that transformers supports.
     """
 
     def __init__(self, folder: Path):
@@ -44,7 +44,7 @@ class TrainedClassifier:
         self.labels: list[str] = [id2label[index] for index in sorted(id2label)]
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The pixels that the model sees of an upright RGB photo: uint8 (3, side, side)."""
+        """The pixels of an upright RGB photo after resizing and cropping: uint8 (3, side, side)."""
         return self.processor.pixels(image).numpy()
 
     def outputs(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

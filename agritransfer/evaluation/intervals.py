@@ -1,4 +1,4 @@
-"""How sure is a score?"""
+"""How uncertain is a score?"""
 
 from collections.abc import Callable, Sequence
 
@@ -10,8 +10,8 @@ RESAMPLES = 2000
 
 
 def wilson_interval(successes: int, trials: int) -> list[float]:
-    """95 % Wilson score interval of a share; of 20 right answers in 20 it says [0.84, 1], a bootstrap [1, 1]."""
-    # Imported here, since commands that compute no interval import this file too.
+    """95% Wilson score interval of a proportion; for 20 of 20 it is [0.84, 1], a bootstrap would give [1, 1]."""
+    # Imported here because commands that compute no interval import this file too.
     from scipy.stats import binomtest
 
     interval = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
@@ -19,10 +19,10 @@ def wilson_interval(successes: int, trials: int) -> list[float]:
 
 
 def accuracy_interval(right: np.ndarray, groups: Sequence[str]) -> list[float]:
-    """95 % interval of accuracy; right is boolean (photos,).
+    """95% interval of the accuracy; `right` is boolean (photos,).
 
-    Wilson's, and where photos share a group the wider of Wilson's and a bootstrap over the groups: ten photos of one
-    plant tell less than ten photos of ten.
+    The Wilson interval; if photos share a group, it is widened to include a bootstrap interval over the groups, since
+    ten photos of one plant carry less information than photos of ten plants.
     """
     low, high = wilson_interval(int(right.sum()), len(right))
     if any(groups):
@@ -32,14 +32,14 @@ def accuracy_interval(right: np.ndarray, groups: Sequence[str]) -> list[float]:
 
 
 def macro_f1_interval(answers: np.ndarray, truth: np.ndarray, num_labels: int, groups: Sequence[str]) -> list[float]:
-    """95 % bootstrap interval of macro F1 over the photos, or over their groups where they have some."""
+    """95% bootstrap interval of macro F1 over the photos, or over their groups if they have any."""
     return bootstrap_interval(lambda weights: macro_f1(answers, truth, num_labels, weights), groups)
 
 
 def bootstrap_interval(statistic: Callable[[np.ndarray], float], groups: Sequence[str], seed: int = 0) -> list[float]:
-    """95 % percentile interval of a statistic over photos drawn with replacement; photos of one group come together.
+    """95% percentile interval of a statistic over photos drawn with replacement; groups are drawn as a whole.
 
-    `statistic` is told how often each photo was drawn (photos,). A photo without a group ("") is one of its own.
+    `statistic` takes how often each photo was drawn (photos,). A photo without a group ("") is its own group.
     """
     cluster = _clusters(groups)
     count, random = int(cluster.max()) + 1, np.random.default_rng(seed)
@@ -54,10 +54,10 @@ def _clusters(groups: Sequence[str]) -> np.ndarray:
 
 
 def seeded_interval(statistic: Callable[..., float], runs: Sequence[int], groups: Sequence[str]) -> list[float]:
-    """95 % bootstrap interval of a statistic over the photos and over the seeds that the runs were trained with.
+    """95% bootstrap interval of a statistic over the photos and over the seeds of the runs.
 
-    `runs` has the number of runs of each model that takes part; `statistic` is told which of them were drawn, an array
-    for each model, and then how often each photo was (photos,). One run a model leaves the luck of its seed out.
+    `runs` has the number of runs of each model; `statistic` takes the indices of the runs drawn, one array per model,
+    and then how often each photo was drawn (photos,). With one run per model the variance over seeds is not included.
     """
     random = np.random.default_rng(1)
     return bootstrap_interval(
@@ -66,9 +66,9 @@ def seeded_interval(statistic: Callable[..., float], runs: Sequence[int], groups
 
 
 def sign_flip_p_value(gain: np.ndarray, groups: Sequence[str]) -> float:
-    """Two-sided permutation test of a mean gain of zero; gain of one model over another at each photo (photos,).
+    """Two-sided permutation test that the mean gain of one model over another is zero; `gain` is per photo (photos,).
 
-    The sign of whole groups is flipped, 9,999 times. For two runs and photos without groups it is McNemar's test.
+    The signs of whole groups are flipped 9,999 times. For two runs and photos without groups it is McNemar's test.
     """
     sums = np.bincount(_clusters(groups), gain)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(9999, len(sums)))

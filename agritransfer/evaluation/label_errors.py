@@ -1,13 +1,13 @@
-"""Which labels look wrong?"""
+"""Which labels are probably wrong?"""
 
 import numpy as np
 
 
 def suspected_mislabels(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[int, int, float]]:
-    """(photo, suggested label, probability of the given label) of labels that look wrong, the most doubtful first.
+    """(photo, suggested label, probability of the given label) of probably wrong labels, the least probable first.
 
-    Confident learning (Northcutt et al. 2021): a class is likely where its probability reaches what photos with its
-    label have on average; a photo is suspected when the most probable of its likely classes is another than its label.
+    Confident learning (Northcutt et al. 2021): a class is likely if its probability reaches the average of the photos
+    with its label; a photo is suspected if the most probable of its likely classes is not its label.
     """
     classes = np.arange(probabilities.shape[1])
     own = probabilities[np.arange(len(labels)), labels]

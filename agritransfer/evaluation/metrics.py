@@ -1,4 +1,4 @@
-"""How good is a classifier?"""
+"""Which metrics describe a classifier?"""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 def scores_of(logits: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """All scores of logits (photos, classes), the truth given as label indices (photos,).
+    """All scores of logits (photos, classes) against the true label indices (photos,).
 
     Averages are over the classes that occur in the truth, so that a field set with fewer classes is not penalized for
-    those that it lacks.
+    the missing ones.
     """
-    # Imported here, since only scoring needs them and many commands do not score.
+    # Imported here because many commands do not score.
     from scipy.special import log_softmax
     from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
@@ -36,7 +36,7 @@ def scores_of(logits: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
 
 def macro_f1(answers: np.ndarray, truth: np.ndarray, num_labels: int, weights: np.ndarray | None = None) -> float:
-    """Macro F1 over the classes that occur, each photo counted as often as its weight says."""
+    """Macro F1 over the classes that occur in the truth, each photo counted with its weight."""
     in_truth, in_answers = (np.bincount(of, weights, minlength=num_labels) for of in (truth, answers))
     right = answers == truth
     hits = np.bincount(truth[right], None if weights is None else weights[right], minlength=num_labels)

@@ -1,4 +1,4 @@
-"""Is a photo unlike those that the model knows?"""
+"""Is a photo unlike those that the model was trained on?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save
 
-# So many of the photos that it should know pass for known; 3 points above 90 %, since validation photos are a sample.
+# Share of validation photos accepted as known; 3 points above the aim of 90%, since they are only a sample.
 KNOWN_SHARE = 0.93
-# Fewer validation photos cannot tell what is strange.
+# With fewer validation photos no limit is fitted.
 FEWEST_KNOWN = 20
 
 # A photo ties with itself whichever runtime computed it.
@@ -18,9 +18,10 @@ ROUNDING = np.float32(1e-5)
 
 @dataclass(frozen=True)
 class Known:
-    """The validation photos as the model sees them.
+    """The validation photos as the model represents them.
 
-    `features` are of length 1 (photos, width); `confidence` and `distance`, to the nearest other photo, are sorted.
+    `features` (photos, width) have unit length; `confidence` (photos,) and `distance` (photos,), the cosine distance to
+    the nearest other photo, are sorted.
     """
 
     features: np.ndarray
@@ -28,29 +29,29 @@ class Known:
     distance: np.ndarray
 
     def save(self, path: Path) -> None:
-        """Write the three as a safetensors file, the features in half precision."""
+        """Write the three arrays as a safetensors file, the features in half precision."""
         arrays = {
             "features": self.features.astype(np.float16),
             "confidence": self.confidence,
             "distance": self.distance,
         }
-        # Not `save_file`, which ignores the umask: only the owner could read the file.
+        # Not `save_file`, which ignores the umask and lets only the owner read the file.
         path.write_bytes(save(arrays))
 
 
 def load_known(path: Path) -> Known:
-    """What `Known.save` wrote."""
+    """Read what `Known.save` wrote."""
     arrays = load_file(path)
     return Known(arrays["features"].astype(np.float32), arrays["confidence"], arrays["distance"])
 
 
 def learn_known(features: np.ndarray, confidence: np.ndarray, groups: Sequence[str]) -> tuple[Known, np.ndarray]:
-    """What the model knows, and how strange each of these photos is beside the others."""
-    # As they are saved, so that the verdicts of the run are those of whoever loads it.
+    """The known photos, and the novelty score of each of them relative to the others."""
+    # In the precision of the saved file, so that the run and everyone who loads it get the same verdicts.
     features, confidence = _unit(features).astype(np.float16).astype(np.float32), confidence.astype(np.float32)
     similarity = features @ features.T
     names = np.array([group or f"photo {i}" for i, group in enumerate(groups)])
-    # A photo's own copies would make it look familiar.
+    # Otherwise another photo of its group would make a photo look familiar.
     similarity[names[:, None] == names[None]] = -1
     distance = 1 - similarity.max(axis=1)
     known = Known(features, np.sort(confidence), np.sort(distance))
@@ -58,9 +59,9 @@ def learn_known(features: np.ndarray, confidence: np.ndarray, groups: Sequence[s
 
 
 def strangeness(features: np.ndarray, confidence: np.ndarray, known: Known) -> np.ndarray:
-    """How unlike the known photos each one is (photos,): both too little confidence and too great a distance count.
+    """Novelty score of each photo (photos,), from its confidence and its distance to the known photos.
 
-    Each is turned into the share of validation photos that are no less strange, and the two are joined as Fisher does:
+    Each is converted to an empirical p-value on the validation photos, and the two are combined by Fisher's method:
     minus the sum of their logarithms.
     """
     return _strangeness(confidence, 1 - (_unit(features) @ known.features.T).max(axis=1), known)

@@ -1,4 +1,4 @@
-"""How are the answers for every scored photo written and read?"""
+"""How are the predictions for every scored photo written and read?"""
 
 import csv
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from agritransfer.data.readers.source import Photo
 
 
 def write_predictions(path: Path, scored: dict[str, tuple[Sequence[Photo], np.ndarray]], labels: Sequence[str]) -> None:
-    """Write every scored photo: split, file, group, label, predicted, one logit column a class."""
+    """Write a row per scored photo: split, file, group, label, predicted, and one logit column per class."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "file", "group", "label", "predicted", *(f"logit_{label}" for label in labels)])
@@ -32,7 +32,7 @@ class Predictions:
 
 
 def read_predictions(path: Path, split: str, labels: Sequence[str]) -> Predictions:
-    """What `write_predictions` wrote of one split."""
+    """Read what `write_predictions` wrote for one split."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == split]
     return Predictions(

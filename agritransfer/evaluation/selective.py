@@ -1,7 +1,7 @@
-"""How sure is the model, and when should it say "not sure"?
+"""How confident is the model, and when should it answer "not sure"?
 
-All of it is fitted on the validation photos: a temperature, the lowest probability that is worth an answer, and what
-photos look like that the model knows.
+Everything is fitted on the validation photos: a temperature, the lowest probability at which an answer is given, and
+the features of photos that the model knows.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ import numpy as np
 from agritransfer.evaluation.calibration import calibrated_probabilities, fit_temperature
 from agritransfer.evaluation.novelty import FEWEST_KNOWN, KNOWN_SHARE, Known, learn_known, strangeness
 
-# The rules of a model that nobody calibrated: every answer is given as it comes.
+# The rules of a model that was not calibrated: every photo is answered.
 UNCALIBRATED = {"temperature": 1.0, "threshold": 0.0, "unknown": None}
 
 
 def calibrate(
     logits: np.ndarray, features: np.ndarray, truth: np.ndarray, groups: Sequence[str], target_error: float
 ) -> tuple[dict[str, Any], Known | None]:
-    """The entry `calibration` of `results.json`, and what the model knows; all arrays are of the validation photos.
+    """The entry `calibration` of `results.json`, and the known photos; all arrays are of the validation photos.
 
-    The threshold is the lowest probability above which the error stays under the target, counted with one wrong answer
-    more than was seen; it is None where no threshold does. `coverage` is the share of photos that are answered.
+    The threshold is the lowest probability above which the error, counted with one additional wrong answer, does not
+    exceed the target; None if there is no such threshold. `coverage` is the share of photos that are answered.
     """
     temperature = fit_temperature(logits, truth)
     confidence = calibrated_probabilities(logits, temperature).max(axis=1)
@@ -46,9 +46,9 @@ def calibrate(
 
 
 def answer_threshold(confidence: np.ndarray, right: np.ndarray, target_error: float) -> float | None:
-    """The lowest confidence with (wrong answers + 1) / (answers + 1) <= target_error at or above it; None without one.
+    """The lowest confidence with (wrong answers + 1) / (answers + 1) <= target_error at or above it; None if none.
 
-    The one more is what keeps the promise for photos that were not seen (conformal risk control, Angelopoulos 2022).
+    The additional 1 makes the bound hold for unseen photos (conformal risk control, Angelopoulos et al. 2022).
     """
     order = np.argsort(-confidence, kind="stable")
     bound = (np.cumsum(~right[order]) + 1) / (np.arange(len(order)) + 2)
@@ -59,7 +59,7 @@ def answer_threshold(confidence: np.ndarray, right: np.ndarray, target_error: fl
 
 
 def verdicts(logits: np.ndarray, features: np.ndarray, calibration: dict[str, Any], known: Known | None) -> list[str]:
-    """For each photo "answer", "not sure" (its probability is too low) or "unknown" (unlike what the model knows)."""
+    """For each photo "answer", "not sure" (its probability is too low) or "unknown" (unlike the known photos)."""
     confidence = calibrated_probabilities(logits, calibration["temperature"]).max(axis=1)
     strange = np.zeros(len(logits), dtype=bool)
     if known is not None:
@@ -70,7 +70,7 @@ def verdicts(logits: np.ndarray, features: np.ndarray, calibration: dict[str, An
 
 
 def answered_scores(verdict_of: Sequence[str], right: np.ndarray) -> dict[str, Any]:
-    """The share of photos that are answered, the error among them (None without any), and why others are not."""
+    """The share of photos that are answered, the error among them (None if none), and counts of the others."""
     answered = np.array([verdict == "answer" for verdict in verdict_of])
     return {
         "coverage": float(answered.mean()),

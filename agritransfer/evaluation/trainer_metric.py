@@ -1,6 +1,6 @@
 """Which scores does the Trainer compute on the validation photos?
 
-In a file of its own: `evaluate` takes seconds to import, and only training needs it.
+This is a separate file because `evaluate` takes seconds to import and only training needs it.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from agritransfer.evaluation.metrics import scores_of
 
 
 class ClassificationMetric(evaluate.Metric):
-    """The scores of a classifier as a metric of `evaluate`, defined here so that it needs no network.
+    """The scores of a classifier as a metric of `evaluate`, defined locally so that it needs no network.
 
     Predictions are one row of logits per photo, references the label indices.
     """
@@ -38,13 +38,13 @@ class ClassificationMetric(evaluate.Metric):
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
-    """The Trainer's validation scores, single numbers only; `macro_f1` chooses the best weights.
+    """The Trainer's validation scores, scalars only; the best weights are chosen by `macro_f1`.
 
     Raises `DivergedError` if the outputs of the model are not finite.
     """
     if not np.isfinite(prediction.predictions).all():
         raise DivergedError("the outputs on the validation photos are NaN or infinite; lower --learning_rate")
-    # In memory, since the files of two processes would collide in one cache folder.
+    # In memory, because the cache files of several processes would collide.
     metric = ClassificationMetric(keep_in_memory=True)
     scores = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
     return {name: value for name, value in scores.items() if isinstance(value, float)}

@@ -1,4 +1,4 @@
-"""What happens to one photo, and to one batch?"""
+"""How are photos decoded, preprocessed, augmented and cached?"""
 
 import lazy_loader
 

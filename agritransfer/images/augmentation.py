@@ -1,4 +1,4 @@
-"""How is a training batch changed, on the device that trains?"""
+"""How are training batches augmented on the training device?"""
 
 from collections.abc import Callable, Iterator
 
@@ -14,18 +14,18 @@ Augment = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
 def build_augmentation(augmentation: str, image_size: int, num_labels: int) -> Augment:
     """A function from a batch of `collate` to float pixels (batch, 3, side, side) from 0 to 255, and its labels.
 
-    `strong` mixes photos, so its labels are shares of shape (batch, num_labels).
+    `strong` mixes photos, so its labels are soft, of shape (batch, num_labels).
     """
     return AUGMENTATIONS[augmentation](image_size, num_labels)
 
 
 def check_augmentation(augmentation: str, cached_views: int | None) -> None:
-    """Raise `UsageError` for an augmentation that does not exist, or that cannot be computed once for all epochs."""
+    """Raise `UsageError` for an unknown augmentation, or one that cannot be combined with cached views."""
     if augmentation not in AUGMENTATIONS:
         raise UsageError(f"--augmentation {augmentation} does not exist; use one of {', '.join(AUGMENTATIONS)}")
     if cached_views is not None and augmentation in MIXES_PHOTOS:
         raise UsageError(
-            f"--augmentation {augmentation} mixes photos, --cached_views keeps them apart; use --augmentation light"
+            f"--augmentation {augmentation} mixes photos, which --cached_views cannot do; use --augmentation light"
         )
 
 
@@ -49,21 +49,21 @@ def _strong(image_size: int, num_labels: int) -> Augment:
     mix = v2.RandomChoice([v2.MixUp(alpha=0.2, num_classes=num_labels), v2.CutMix(num_classes=num_labels)])
 
     def strong(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        # A torchvision transform draws once per call; every photo needs a draw of its own.
+        # A torchvision transform draws its parameters once per call, so each photo is transformed on its own.
         changed = torch.stack([change(photo) for photo in _crops(batch, crop)])
         return mix(changed.float(), batch["labels"])
 
     return strong
 
 
-# What --augmentation may be; `none` is the only one that does not crop.
+# The values of --augmentation; only `none` does not crop.
 AUGMENTATIONS = {"none": _none, "crop": _crop, "light": _light, "strong": _strong}
 MIXES_PHOTOS = {"strong"}
 
 
 def _crops(batch: Batch, crop: v2.Transform) -> torch.Tensor:
-    """A random crop of each photo, flipped or not in each direction: uint8 (batch, 3, side, side)."""
-    # A leaf on a table has no up and down.
+    """A random crop of each photo, randomly flipped in both directions: uint8 (batch, 3, side, side)."""
+    # Leaves have no fixed orientation, so vertical flips are valid too.
     flips = (torch.rand(len(batch["labels"]), 2) < 0.5).tolist()
     crops = []
     for photo, (down, across) in zip(_photos_of(batch), flips, strict=True):

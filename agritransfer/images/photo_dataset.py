@@ -1,7 +1,7 @@
 """How do photos become batches for the Trainer?
 
-An item is uint8 pixels and a label. Photos to score have the processor's own pixels; photos to train on are whole,
-made smaller, so that crops are drawn from all of them.
+An item consists of uint8 pixels and a label. Evaluation photos have the pixels of the image processor; training photos
+are downscaled but not cropped, so that random crops can come from the whole photo.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from torchvision.transforms import v2
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.preprocessing import PhotoProcessor, settings_text
 
-# The shorter side of a training photo is this much longer than the model's input, so that a crop has room to move.
+# Ratio of the shorter side of a training photo to the model's input size, which leaves room for random crops.
 CROP_MARGIN = 8 / 7
-# A panorama is squeezed to this shape, so that no photo takes the memory of many.
+# The largest aspect ratio: panoramas are squeezed to it, so that no photo takes the memory of many.
 LONGEST_STRIP = 4
 
 
 @dataclass(frozen=True)
 class EvaluationPixels:
-    """The pixels that a model is tested and served with: those of its processor."""
+    """The pixels used for evaluation and inference: those of the model's image processor."""
 
     processor: PhotoProcessor
 
@@ -32,44 +32,44 @@ class EvaluationPixels:
         return self.processor.pixels(decode_photo(photo)).permute(1, 2, 0)
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width that a photo of this size will have."""
+        """Height and width of a photo of this size after decoding."""
         side = self.processor.image_size
         return side, side
 
     def mark(self) -> str:
-        """All that decides what `read` gives."""
+        """Everything that the result of `read` depends on, as text."""
         return settings_text(self.processor)
 
 
 @dataclass(frozen=True)
 class WholePhotos:
-    """The pixels that crops are drawn from: the whole photo in its own shape, made so small as crops allow."""
+    """The pixels that random crops are taken from: the whole photo, downscaled with its aspect ratio kept."""
 
     shorter_side: int
 
     def read(self, photo: str | bytes) -> torch.Tensor:
         """Decode one photo: uint8, of shape (height, width, 3)."""
-        # Half the work for photos of phones; at twice the size, no crop will show it.
+        # Reduced decoding halves the work for phone photos; at twice the final size, crops show no difference.
         image = decode_photo(photo, least_side=2 * self.shorter_side)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return v2.functional.resize(pixels, list(self.shape(*image.size))).permute(1, 2, 0)
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width that a photo of this size will have; no side is over 4 times the other."""
+        """Height and width of a photo of this size after decoding; the aspect ratio is at most 4."""
         scale = self.shorter_side / min(width, height)
         longest = LONGEST_STRIP * self.shorter_side
         return min(round(height * scale), longest), min(round(width * scale), longest)
 
     def mark(self) -> str:
-        """All that decides what `read` gives."""
+        """Everything that the result of `read` depends on, as text."""
         return f"whole photos {self.shorter_side}"
 
 
 class PhotoDataset(torch.utils.data.Dataset):
-    """Photos as items for Trainer, their `pixel_values` uint8, with `labels` and `files`.
+    """Photos as items for the Trainer: uint8 pixels (see `photo_item`), `labels` and `files`.
 
-    `images` has the column `image` (path or bytes); `rows`, `labels` and `files` give the place, the label and the name
-    of each item, `pixels` says how it is decoded. Where `stored` has the pixels already, none is.
+    `images` has the column `image` (path or bytes); `rows`, `labels` and `files` give the row, the label and the name
+    of each item; `pixels` says how it is decoded. If `stored` is given, the pixels are taken from it without decoding.
     """
 
     def __init__(
@@ -98,17 +98,17 @@ class PhotoDataset(torch.utils.data.Dataset):
 
 
 def photo_item(kind: EvaluationPixels | WholePhotos, pixels: torch.Tensor, label: int, file: str) -> dict[str, Any]:
-    """An item for Trainer of the pixels (height, width, 3) of a photo that was decoded in this way."""
+    """An item for the Trainer from the pixels (height, width, 3) of a photo that was decoded as `kind` says."""
     if isinstance(kind, EvaluationPixels):
         return {"pixel_values": pixels.permute(2, 0, 1), "labels": label, "files": file}
     return {"photo": pixels, "labels": label, "files": file}
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """One batch: `pixel_values`, `labels` int64 (batch,) and `files`, the names.
+    """One batch: `pixel_values`, `labels` int64 (batch,) and the file names `files`.
 
-    Pixels to score are uint8 (batch, 3, side, side). Whole photos differ in shape, so theirs are uint8 (bytes,), one
-    after the other, and `shapes` int64 (batch, 2) tells height and width.
+    Evaluation pixels are uint8 (batch, 3, side, side). Whole photos differ in shape, so their pixels are concatenated
+    to uint8 (bytes,), and `shapes` int64 (batch, 2) holds height and width.
     """
     if "photo" in items[0]:
         pixels = {
@@ -125,7 +125,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def training_pixels(processor: PhotoProcessor, augmentation: str) -> EvaluationPixels | WholePhotos:
-    """How training photos are decoded: as they are scored, or whole, with room to crop, where there is augmentation."""
+    """How training photos are decoded: as for evaluation without augmentation, else whole, with a margin for crops."""
     if augmentation == "none":
         return EvaluationPixels(processor)
     return WholePhotos(round(processor.image_size * CROP_MARGIN))

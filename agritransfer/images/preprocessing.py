@@ -1,7 +1,7 @@
-"""Which pixels does a model's own image processor make of a photo?
+"""How does a model's own image processor turn a photo into pixels?
 
-Processors differ by library and by family. Here each becomes a `PhotoProcessor` once, when it is loaded, and everything
-else asks that: a family with ways of its own is a class in this file and a line in `describe_processor`.
+Processors differ by library and by model family. Each is wrapped in a `PhotoProcessor` when it is loaded, and all other
+code uses only that: a family that needs special treatment is a class in this file and a line in `describe_processor`.
 """
 
 import copy
@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor, EfficientNetImageProcessor, TimmWra
 
 from agritransfer.errors import UsageError
 
-# A ConvNeXt's processor cuts a centre out of smaller photos, and squashes larger ones.
+# The ConvNeXt processor takes a center crop below this size and squashes the photo from this size on.
 CONVNEXT_SQUASHES_FROM = 384
 
 
@@ -30,12 +30,12 @@ class TransformersProcessor:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that decides its pixels."""
+        """Everything that its pixels depend on."""
         return self.library.to_dict()
 
     @cached_property
     def image_size(self) -> int:
-        """Side, in pixels, of the square that the model is given."""
+        """Side of the square model input, in pixels."""
         if self.settings.get("do_center_crop"):
             return self.settings["crop_size"]["height"]
         return self.settings["size"].get("height") or self.settings["size"]["shortest_edge"]
@@ -64,11 +64,11 @@ class TransformersProcessor:
     def pixels(self, photo: Image.Image) -> torch.Tensor:
         """The pixels of a photo before they are rescaled and normalized: uint8, of shape (3, side, side)."""
         pixels = self.library(photo, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-        # A processor without torchvision answers in numpy's own type.
+        # Without torchvision the processor may return another dtype.
         return pixels.to(torch.uint8)
 
     def resized(self, image_size: int) -> "TransformersProcessor":
-        """A copy for another side in pixels; everything else keeps its proportion."""
+        """A copy for another side in pixels; all other sizes are scaled with it."""
         resized = copy.deepcopy(self.library)
         for name in ("size", "crop_size"):
             sides = self.settings.get(name) or {}
@@ -78,24 +78,24 @@ class TransformersProcessor:
         return TransformersProcessor(resized)
 
     def save(self, folder: Path) -> None:
-        """Write it beside the model."""
+        """Write it into the folder of the model."""
         self.library.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
 class TimmProcessor:
-    """The transform of a timm model, in transformers' wrapper."""
+    """The transforms of a timm model, in transformers' wrapper."""
 
     library: TimmWrapperImageProcessor
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All that decides its pixels."""
+        """Everything that its pixels depend on."""
         return self.library.data_config
 
     @cached_property
     def image_size(self) -> int:
-        """Side, in pixels, of the square that the model is given."""
+        """Side of the square model input, in pixels."""
         return self.settings["input_size"][-1]
 
     @cached_property
@@ -108,8 +108,7 @@ class TimmProcessor:
         """`resize`, `resample`, `crop` and `odd_pixel` of `pixel_recipe`."""
         if self.settings.get("crop_mode", "center") not in ("center", "squash"):
             raise UsageError(
-                f"timm's crop_mode '{self.settings['crop_mode']}' cannot be served without torch; use 'center' or "
-                "'squash'"
+                f"timm's crop_mode '{self.settings['crop_mode']}' cannot be exported; use 'center' or 'squash'"
             )
         resize, crop, *_ = self.library.val_transforms.transforms
         return {
@@ -129,40 +128,40 @@ class TimmProcessor:
         return v2.functional.pil_to_tensor(photo)
 
     def resized(self, image_size: int) -> "TimmProcessor":
-        """A copy for another side in pixels; everything else keeps its proportion."""
+        """A copy for another side in pixels; all other sizes are scaled with it."""
         config = self.settings | {"input_size": (3, image_size, image_size)}
         return TimmProcessor(TimmWrapperImageProcessor(config, architecture=self.library.architecture))
 
     def save(self, folder: Path) -> None:
-        """Nothing to write: it is part of the model's config.json."""
+        """Nothing to write: the transforms are part of the model's config.json."""
 
 
 PhotoProcessor = TransformersProcessor | TimmProcessor
 
 
 def describe_processor(processor: BaseImageProcessor) -> PhotoProcessor:
-    """A model's image processor as all other files know it; raises `UsageError` for one that is not supported."""
+    """Wrap a model's image processor as a `PhotoProcessor`; raises `UsageError` for one that is not supported."""
     if isinstance(processor, TimmWrapperImageProcessor):
         return TimmProcessor(processor)
     if isinstance(processor, EfficientNetImageProcessor):
-        # It normalizes twice, in a way that no other tool repeats.
+        # It normalizes twice, which no other tool reproduces.
         raise UsageError("transformers' EfficientNet processor is not supported; use timm/efficientnet_b0.ra_in1k")
     return TransformersProcessor(processor)
 
 
 def pixel_recipe(processor: PhotoProcessor) -> dict[str, Any]:
-    """What is done to an upright photo, in words for a program without these libraries.
+    """The preprocessing of an upright photo, described for programs without these libraries.
 
-    `resize`: the shorter side in pixels, or [height, width] whatever the shape; `resample`: a filter of Pillow's;
-    `crop`: side of the square cut from the middle, or None, its odd pixel going `down` or to the `even` number;
-    `mean` and `std` of pixels between 0 and 255. Raises `UsageError` for what cannot be said so.
+    `resize`: the shorter side in pixels, or [height, width] for any aspect ratio; `resample`: a Pillow filter; `crop`:
+    side of the center crop, or None; `odd_pixel`: how half a pixel of its margin is rounded, `down` or to the `even`
+    number; `mean` and `std` of pixels between 0 and 255. Raises `UsageError` for what the recipe cannot describe.
     """
     mean, std = processor.normalization
     return {**processor.geometry, "mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
 
 
 def settings_text(processor: PhotoProcessor) -> str:
-    """All that decides the pixels, as text to compare."""
+    """Everything that the pixels depend on, as text that can be compared."""
     return f"{type(processor.library).__name__} {json.dumps(processor.settings, sort_keys=True, default=str)}"
 
 

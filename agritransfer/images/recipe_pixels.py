@@ -1,4 +1,4 @@
-"""Which pixels does an exported model get from a photo? Those of its preprocessing recipe, computed without torch."""
+"""How is a photo preprocessed for an exported model? By its preprocessing recipe, without torch."""
 
 from collections.abc import Callable
 from typing import Any

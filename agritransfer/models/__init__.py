@@ -1,4 +1,4 @@
-"""Where do weights come from, and which of them move?"""
+"""How are models loaded or built, and which of their weights are trained?"""
 
 import lazy_loader
 

@@ -1,7 +1,8 @@
-"""What in the photo spoke for a class?
+"""Which parts of a photo support a class?
 
-Evidence is a number for every class and every cell: a patch of a transformer, a place on the last map of a convolution.
-It comes out of the same pass as the answer and needs no gradient, so that an exported model can give it too.
+Evidence is a number for each class and cell; a cell is a patch of a transformer or a position of the last feature map
+of a convolutional network. It comes from the same forward pass as the logits, without gradients, so that an exported
+model can compute it too.
 """
 
 import math
@@ -28,11 +29,11 @@ CELL_BY_CELL = "approximation: each cell read as if it were the whole photo"
 
 
 class ExplainedClassifier(nn.Module):
-    """A classifier that gives logits (batch, classes), features (batch, width), evidence (batch, classes, n, n).
+    """A classifier that returns logits (batch, classes), features (batch, width), evidence (batch, classes, n, n).
 
-    The features are the head's input. The mean of the evidence over the cells, plus the head's bias, is the logits:
-    what belongs to no cell is spread evenly. `method` says how the cells are read. torch.onnx exports modules, so it
-    is one.
+    The features are the input of the head. The mean of the evidence over the cells plus the bias of the head equals the
+    logits: what belongs to no cell is distributed evenly. `method` says how the evidence is computed. It is a module
+    because torch.onnx exports modules.
     """
 
     def __init__(self, model: PreTrainedModel, image_size: int):
@@ -46,7 +47,7 @@ class ExplainedClassifier(nn.Module):
             self.method = self._find_method(hidden, seen)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits, features and evidence of normalised pixels (batch, 3, side, side)."""
+        """Logits, features and evidence of normalized pixels (batch, 3, side, side)."""
         logits, hidden, seen = self._look(pixel_values)
         cells = _cells(hidden)
         evidence = (self._read(cells, hidden, seen) @ self.head.weight.T).transpose(1, 2)
@@ -55,7 +56,7 @@ class ExplainedClassifier(nn.Module):
         return logits, seen["head"][0], (evidence + rest[:, :, None]).unflatten(2, (side, side))
 
     def _look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, tuple]]:
-        """Logits, the last tokens or map of features, and what went into and came out of the layers that matter."""
+        """Logits, the last tokens or feature map, and the inputs and outputs of the layers that are needed."""
         watched = {"head": self.head, "norm": self.norm}
         if self.attention:
             watched |= self.attention.inputs
@@ -74,7 +75,7 @@ class ExplainedClassifier(nn.Module):
             return HELD_NORM
         if is_timm(self.model):
             return CELL_BY_CELL
-        raise UsageError(f"how {type(self.model).__name__} reads its cells is not known; export another model")
+        raise UsageError(f"evidence is not supported for {type(self.model).__name__}; export another model")
 
     def _read(self, cells: torch.Tensor, hidden: torch.Tensor, seen: dict[str, tuple]) -> torch.Tensor:
         """The cells (batch, cells, width) as the head would read them."""
@@ -92,9 +93,9 @@ class ExplainedClassifier(nn.Module):
         count = cells.shape[1]
         written = shares[:, :, 0, -count:, None] * values[:, :, -count:]
         written = self.attention.scale(written.transpose(1, 2).flatten(2) @ self.attention.output.weight.T)
-        # The head reads a mean over cells, the CLS token a sum.
+        # The evidence is averaged over the cells, while the CLS token is their sum.
         written = count * _hold_norm(self.norm, written, seen["norm"][0][:, 0])
-        # DINOv2's head reads the mean of the patches beside the CLS token.
+        # DINOv2's head also reads the mean of the patches.
         return torch.cat([written, cells], dim=-1)[..., : self.head.in_features]
 
     def _cell_by_cell(self, cells: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -104,13 +105,13 @@ class ExplainedClassifier(nn.Module):
 
 
 def _cells(hidden: torch.Tensor) -> torch.Tensor:
-    """The cells (batch, cells, width) of a map, or of tokens without those in front of the grid."""
+    """The cells (batch, cells, width) of a feature map, or of tokens without the special ones before the grid."""
     if hidden.ndim == 4:
         return hidden.flatten(2).transpose(1, 2)
     return hidden[:, hidden.shape[1] - math.isqrt(hidden.shape[1]) ** 2 :]
 
 
 def _hold_norm(norm: nn.LayerNorm, parts: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """What the norm makes of parts (batch, cells, width) at the spread of the whole (batch, width)."""
+    """The layer norm of parts (batch, cells, width), with the standard deviation of the whole (batch, width)."""
     spread = (whole.var(dim=-1, correction=0) + norm.eps).sqrt()[:, None, None]
     return (parts - parts.mean(dim=-1, keepdim=True)) / spread * norm.weight

@@ -1,4 +1,4 @@
-"""Which pretrained weights move?"""
+"""Which pretrained weights are trained?"""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from agritransfer.models.structure import count_parameters, find_head, layer_dep
 
 
 def train_layers(model: PreTrainedModel, layers: str) -> None:
-    """Let all weights move (`all`), only the head (`head`), or the last N blocks and the head (`N`)."""
+    """Train all weights (`all`), only the head (`head`), or the last N blocks and the head (`N`)."""
     if layers == "all":
         return
     if layers == "head":
@@ -19,18 +19,18 @@ def train_layers(model: PreTrainedModel, layers: str) -> None:
     elif layers.isdecimal() and int(layers) > 0:
         freeze_below(model, int(layers))
     else:
-        raise UsageError(f"--train_layers {layers} is none of: all, head, or a number of blocks such as 4")
+        raise UsageError(f"--train_layers {layers} is invalid; use all, head, or a number of blocks such as 4")
 
 
 def train_head_only(model: PreTrainedModel) -> None:
-    """Feature extraction: only the head's weights move."""
+    """Feature extraction: train only the head."""
     model.requires_grad_(False)
     find_head(model)[1].requires_grad_(True)
     freeze_batchnorm_statistics(model)
 
 
 def freeze_below(model: PreTrainedModel, last_blocks: int) -> None:
-    """Only the last blocks move, and what lies above them: the last normalisation and the head."""
+    """Train only the last blocks and what follows them: the last normalization and the head."""
     depth_of, depth = layer_depths(model)
     if last_blocks >= depth:
         raise UsageError(f"--train_layers {last_blocks}: the model has {depth - 1} blocks; use fewer, or all")
@@ -40,9 +40,9 @@ def freeze_below(model: PreTrainedModel, last_blocks: int) -> None:
 
 
 def freeze_batchnorm_statistics(model: nn.Module, of_frozen_layers_only: bool = True) -> None:
-    """BatchNorm layers, those that move too where asked, keep their running statistics, whoever calls `model.train()`.
+    """Keep the running statistics of frozen BatchNorm layers, or of all of them, even after `model.train()`.
 
-    requires_grad=False stops the gradient, but training mode would still move mean and variance.
+    requires_grad=False stops the gradient, but in training mode the mean and variance would still be updated.
     """
     for module in model.modules():
         moves = any(parameter.requires_grad for parameter in module.parameters())
@@ -55,7 +55,7 @@ def _stay_in_eval(module: nn.Module, _inputs: tuple) -> None:
 
 
 def trainable_line(model: nn.Module) -> str:
-    """One line: how many weights move, and where they are."""
+    """One line with the number of trainable weights and the layers that have adapters."""
     moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     total, trained = count_parameters(model)
     layers = Counter(name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for name in moving if ".lora_A." in name)

@@ -1,4 +1,4 @@
-"""How fast does each layer learn?"""
+"""Which learning rate does each layer get?"""
 
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -24,7 +24,7 @@ def layerwise_parameter_groups(
 ) -> list[dict]:
     """Optimizer groups: each depth at `layer_decay` times the rate of the one above it, the head at its own rate.
 
-    Biases and normalisations are not decayed.
+    Biases and normalization layers have no weight decay.
     """
     depth_of, depth = layer_depths(model)
     head = find_head(model)[0]

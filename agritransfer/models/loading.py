@@ -1,4 +1,4 @@
-"""Where do pretrained weights come from?"""
+"""How are pretrained models and their image processors loaded?"""
 
 import copy
 import math
@@ -23,14 +23,14 @@ from agritransfer.errors import UsageError
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 from agritransfer.models.structure import find_head, is_timm
 
-# Its bars for a second of loading would stand between our lines.
+# Progress bars for a second of loading would clutter the output.
 transformers.logging.disable_progress_bar()
 
 
 def load_backbone(
     model_args: ModelArguments, labels: Sequence[str], image_size: int | None
 ) -> tuple[PreTrainedModel, PhotoProcessor, dict[str, str | None]]:
-    """The pretrained network with a head for `labels`, its image processor, and what `results.json` says of it."""
+    """The pretrained network with a head for `labels`, its image processor, and its entry in `results.json`."""
     name, revision = model_args.model_name_or_path, model_args.model_revision
     processor = load_processor(name, revision, image_size)
     model = load_pretrained(name, revision, labels, processor.image_size)
@@ -38,7 +38,7 @@ def load_backbone(
 
 
 def load_processor(model_name_or_path: str, revision: str | None, image_size: int | None) -> PhotoProcessor:
-    """The model's own image processor, for another side in pixels where one is given."""
+    """The model's own image processor, resized if `image_size` is given."""
     try:
         with _quiet():
             library = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
@@ -49,9 +49,9 @@ def load_processor(model_name_or_path: str, revision: str | None, image_size: in
 
 
 def load_classifier(folder: Path) -> tuple[PreTrainedModel, PhotoProcessor]:
-    """A trained classifier as anyone loads it, head and labels included, and its processor.
+    """A trained classifier with its head and labels, and its image processor, loaded as any user would load them.
 
-    Raises `UsageError` for what is no safetensors model of a kind that transformers knows.
+    Raises `UsageError` if it is not a safetensors model of a type that transformers supports.
     """
     try:
         with _quiet():
@@ -68,13 +68,13 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """A pretrained backbone with a head for `labels`, in float32, for square photos of `image_size` pixels.
 
-    The head starts anew, unless the model already answers with these very labels: then it is kept, in our order.
-    Raises `UsageError` for what is not a complete safetensors model of a kind that transformers knows.
+    The head is initialized anew, unless the model already has exactly these labels: then it is kept, in our order.
+    Raises `UsageError` if it is not a complete safetensors model of a type that transformers supports.
     """
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
-            # By index: many a file lists them in the order of text, 0, 1, 10, 11, 2.
+            # By index: many files list them in text order, 0, 1, 10, 11, 2.
             known_labels = [config.id2label[index] for index in sorted(config.id2label)]
             model, report = AutoModelForImageClassification.from_pretrained(
                 model_name_or_path,
@@ -93,29 +93,31 @@ def load_pretrained(
     head_name, head = find_head(model)
     fresh = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
     if lost := sorted(key for key in fresh if not key.startswith(head_name)):
-        raise UsageError(f"'{model_name_or_path}' lacks {len(lost)} weights of its backbone, such as {lost[0]}")
+        raise UsageError(
+            f"'{model_name_or_path}' lacks {len(lost)} weights of its backbone, such as {lost[0]}; use another model"
+        )
     if set(known_labels) == set(labels) and not fresh:
         order = [known_labels.index(label) for label in labels]
         head.weight.data, head.bias.data = head.weight.data[order], head.bias.data[order]
     else:
-        # A head of the same size but for other labels would otherwise stay.
+        # Otherwise a head of the same size for other labels would be kept.
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
     return _in_channels_last(set_image_size(model, image_size))
 
 
 def _in_channels_last(model: PreTrainedModel) -> PreTrainedModel:
-    # A step of EfficientNet at 224 pixels takes 0.6 of the time so on a CPU; a ViT or a ConvNeXt V2 takes the same.
+    # On a CPU this cuts a step of EfficientNet at 224 pixels to 0.6 of the time; ViT and ConvNeXt V2 are unaffected.
     if is_timm(model):
         return model.to(memory_format=torch.channels_last)
     return model
 
 
 def hub_commit(model_name_or_path: str, revision: str | None) -> str | None:
-    """The commit that was loaded of a Hub model, whatever its branch is later moved to; None for a folder."""
+    """The commit of the Hub model that was loaded; None for a folder."""
     if Path(model_name_or_path).is_dir():
         return None
-    # The cache files a snapshot under the name of its commit, and knows it without the network.
+    # In the cache the folder of a snapshot is named after its commit, so no network is needed.
     return Path(
         huggingface_hub.try_to_load_from_cache(model_name_or_path, "config.json", revision=revision)
     ).parent.name
@@ -124,7 +126,7 @@ def hub_commit(model_name_or_path: str, revision: str | None) -> str | None:
 def set_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
     """The same weights for photos of another side in pixels; learned position embeddings are interpolated.
 
-    Raises `UsageError` where the architecture is tied to its size.
+    Raises `UsageError` if the architecture has a fixed size.
     """
     if is_timm(model):
         # The processor of a timm model is part of its configuration.
@@ -132,7 +134,7 @@ def set_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
         return _try_size(model, image_size)
     old_size = getattr(model.config, "image_size", None)
     if old_size is None:
-        # Pure convolutions hold no size of their own.
+        # Fully convolutional networks have no fixed size.
         return _try_size(model, image_size)
     if old_size == image_size:
         return model
@@ -149,46 +151,46 @@ def set_image_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
         resized.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         kind = model.config.model_type
-        raise UsageError(f"this {kind} model fits {old_size} pixels only; leave --image_size out") from error
+        raise UsageError(f"this {kind} model supports only {old_size} pixels; remove --image_size") from error
     return resized
 
 
 def _try_size(model: PreTrainedModel, image_size: int) -> PreTrainedModel:
-    """The model itself, once a blank photo of this side has gone through it."""
+    """The model itself, after a forward pass of a blank photo of this size has succeeded."""
     was_training = model.training
     try:
         with torch.no_grad():
             model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         kind = getattr(model.config, "architecture", model.config.model_type)
-        raise UsageError(f"this {kind} model takes no photos of {image_size} pixels; leave --image_size out") from error
+        raise UsageError(f"this {kind} model does not support {image_size} pixels; remove --image_size") from error
     return model.train(was_training)
 
 
 def _interpolate_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
-    """Position embeddings (1, old length, width) for a grid of another side; tokens in front of the grid stay."""
+    """Position embeddings (1, old length, width) for a grid of another side; special tokens are unchanged."""
     side, new_side = math.isqrt(positions.shape[1]), math.isqrt(length)
     in_front = positions.shape[1] - side**2
     tokens, grid = positions[:, :in_front], positions[:, in_front:]
     grid = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    # Bicubic without antialiasing, as the models' own `interpolate_pos_encoding` has it.
+    # Bicubic without antialiasing, as in the models' own `interpolate_pos_encoding`.
     grid = nn.functional.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
     return torch.cat([tokens, grid.permute(0, 2, 3, 1).reshape(1, new_side**2, -1)], dim=1)
 
 
 def check_patches(image_size: int, patch_size: int) -> None:
-    """Raise `UsageError` for a side in pixels that cannot be divided into patches."""
+    """Raise `UsageError` for an image size that is not a multiple of the patch size."""
     if image_size % patch_size:
         below = image_size // patch_size * patch_size
         raise UsageError(
-            f"--image_size {image_size} is no multiple of the patch size {patch_size}; "
+            f"--image_size {image_size} is not a multiple of the patch size {patch_size}; "
             f"use {below} or {below + patch_size}"
         )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # The library warns of every fresh head and of timm's own processor; what matters of it is checked here.
+    # The library warns about every new head and about timm's processor; what matters is checked here.
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

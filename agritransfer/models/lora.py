@@ -1,4 +1,4 @@
-"""Where do low-rank adapters go?"""
+"""Which layers get low-rank adapters?"""
 
 import warnings
 from pathlib import Path
@@ -14,7 +14,7 @@ from agritransfer.models.freezing import freeze_batchnorm_statistics
 from agritransfer.models.loading import load_pretrained
 from agritransfer.models.structure import find_blocks, find_head
 
-# peft 0.21 asks transformers 5.23 by an old name, at every start.
+# peft 0.21 uses a name that transformers 5.23 deprecates, so every run would print this warning.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
@@ -39,7 +39,7 @@ def add_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets,
-        # Without this the new head would stay random, without an error.
+        # Otherwise the new head would silently stay random.
         modules_to_save=[head],
         use_dora=use_dora,
         use_rslora=use_rslora,
@@ -52,23 +52,21 @@ def add_lora(
 def _in_last_blocks(model: PreTrainedModel, layers: str, targets: list[str]) -> list[str]:
     blocks = find_blocks(model)
     if not layers.isdecimal() or not 0 < int(layers) < len(blocks):
-        raise UsageError(f"--lora_layers {layers} is neither all nor a number of blocks below the {len(blocks)} it has")
+        raise UsageError(f"--lora_layers {layers} is invalid; use all or a number of blocks below {len(blocks)}")
     kept = tuple(block + "." for block in blocks[-int(layers) :])
     inside = [target for target in targets if target.startswith(kept)]
     if not inside:
-        raise UsageError(
-            f"none of the layers to adapt lies in the last {layers} blocks; choose more with --lora_layers"
-        )
+        raise UsageError(f"none of the target layers is in the last {layers} blocks; use a larger --lora_layers")
     return inside
 
 
 def find_lora_targets(model: PreTrainedModel) -> list[str]:
-    """Full names of the layers to adapt: attention's projections, else linear layers, else full convolutions."""
+    """Full names of the layers to adapt: attention projections, else linear layers, else ungrouped convolutions."""
     inside = tuple(block + "." for block in find_blocks(model))
     layers = {name: module for name, module in model.named_modules() if name.startswith(inside)}
     attention = tuple(name + "." for name, module in layers.items() if "Attention" in type(module).__name__)
     linears = {name: module for name, module in layers.items() if isinstance(module, nn.Linear)}
-    # A projection keeps the width or makes query, key and value at once; the small networks of position biases do not.
+    # A projection keeps the width, or computes query, key and value at once; position-bias networks do neither.
     projections = [
         name
         for name, module in linears.items()
@@ -79,7 +77,7 @@ def find_lora_targets(model: PreTrainedModel) -> list[str]:
     convolutions = [name for name, module in layers.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
     targets = projections or list(linears) or convolutions
     if not targets:
-        raise UsageError(f"no layer for LoRA was found in {type(model).__name__}; name some with --lora_target_modules")
+        raise UsageError(f"no layer for LoRA was found in {type(model).__name__}; set --lora_target_modules")
     return targets
 
 
@@ -93,24 +91,24 @@ def _named_targets(model: PreTrainedModel, names: list[str], head: str) -> list[
     for name in names:
         if not any(layer == name or layer.endswith("." + name) for layer in layers):
             known = sorted({layer.rsplit(".", 1)[-1] for layer in layers})
-            raise UsageError(f"--lora_target_modules {name} matches no layer; the model has {', '.join(known)}")
+            raise UsageError(f"--lora_target_modules {name} matches no layer; use some of {', '.join(known)}")
     for layer in targets:
         module = layers[layer]
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             raise UsageError(
                 f"'{layer}' is a depthwise convolution: each of its {module.groups} filters sees one channel only, "
-                "so there is no matrix to approximate by a low rank; choose linear layers or full convolutions"
+                "so it has no matrix for a low-rank update; choose linear layers or ungrouped convolutions"
             )
     return targets
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
-    """The plain model with the adapters added into its weights; the given model is used up."""
+    """The plain model with the adapters merged into its weights; the given model cannot be used afterwards."""
     return model.merge_and_unload()
 
 
 def load_adapter(folder: Path, base_model: dict, processor: PhotoProcessor) -> PeftModel:
-    """A saved adapter on its base model, with the labels beside it and for the processor's photos."""
+    """A saved adapter on its base model, with the labels of its folder and the image size of the processor."""
     id2label = AutoConfig.from_pretrained(folder).id2label
     labels = [id2label[index] for index in sorted(id2label)]
     base = load_pretrained(base_model["name"], base_model["revision"], labels, processor.image_size)

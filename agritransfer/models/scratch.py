@@ -1,4 +1,4 @@
-"""Which network starts from random weights?"""
+"""Which networks can be trained from random weights?"""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from transformers import (
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 from agritransfer.models.loading import check_patches
 
-# Few photos ask for few weights: 0.8, 2.7, 6.4 M for a ViT; 0.9, 1.9, 3.4 M for a ConvNeXt V2 (3.4 M is its "atto").
+# Small networks for small datasets: ViT with 0.8, 2.7 and 6.4 M weights, ConvNeXt V2 with 0.9, 1.9 and 3.4 M ("atto").
 VIT_SIZES = {
     "nano": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512},
     "tiny": {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768},
@@ -32,7 +32,7 @@ SCRATCH_IMAGE_SIZE = 96
 def build_from_scratch(
     model_type: str, model_size: str, labels: Sequence[str], image_size: int | None
 ) -> tuple[PreTrainedModel, PhotoProcessor]:
-    """A network with random weights, and the processor that fits it: the whole photo squashed (vit), or its centre."""
+    """A network with random weights and its image processor, which squashes photos (vit) or center-crops them."""
     image_size = image_size or SCRATCH_IMAGE_SIZE
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if model_type == "vit":

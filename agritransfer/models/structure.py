@@ -1,4 +1,4 @@
-"""What is a network made of? Its head, its blocks, its last attention, found by structure."""
+"""Where are the head, the blocks and the last attention of a network?"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from agritransfer.errors import UsageError
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the classification head: the last linear layer that answers with one number a label."""
+    """Name and module of the classification head: the last linear layer with one output per label."""
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     heads = [(name, module) for name, module in linears if module.out_features == model.config.num_labels]
     if not heads:
@@ -25,8 +25,8 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
 def find_blocks(model: nn.Module) -> list[str]:
     """Names of the repeated blocks from input to output, such as `vit.layers.0` or `encoder.stages.1.layers.0`.
 
-    A block is a member of a list of modules of one class of the model's own; a list inside such a member (the blocks
-    of a stage) is preferred to it, but nothing deeper is (the convolutions of a block).
+    A block is a member of a module list whose members share one class that is not torch's own. A list inside such a
+    member (the blocks of a stage) takes precedence, but nothing deeper does (the convolutions of a block).
     """
     blocks = []
     for stage_name, stage in _repeated_members(model):
@@ -47,9 +47,9 @@ def _repeated_members(module: nn.Module, prefix: str = ""):
 
 
 def layer_depths(model: PreTrainedModel) -> tuple[dict[str, int], int]:
-    """Depth of every parameter, and the greatest: 0 embeddings, then one for each block, last what is above them.
+    """Depth of every parameter, and the maximum: 0 for embeddings, then one per block, then what follows the blocks.
 
-    A parameter between blocks, such as a downsampling, moves with the block that follows it.
+    A parameter between blocks, such as a downsampling layer, belongs to the block that follows it.
     """
     blocks = find_blocks(model)
     if not blocks:
@@ -65,14 +65,14 @@ def layer_depths(model: PreTrainedModel) -> tuple[dict[str, int], int]:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """All weights, and those that move."""
+    """The numbers of all weights and of trainable weights."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, moves in sizes if moves)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """The layers of an attention: query, key and value (one layer in timm), the output, what scales that."""
+    """The layers of an attention: query, key and value (one layer in timm), output projection and layer scale."""
 
     inputs: dict[str, nn.Module]
     output: nn.Module
@@ -81,7 +81,7 @@ class Attention:
 
 
 def last_attention(model: PreTrainedModel) -> Attention | None:
-    """The last attention of a transformer, None in a network without one."""
+    """The last attention of a transformer; None for a network without attention."""
     modules = dict(model.named_modules())
     if queries := [name for name in modules if name.endswith(".q_proj")]:
         name, inputs, output = queries[-1].rpartition(".")[0], ("q_proj", "k_proj", "v_proj"), "o_proj"
@@ -103,7 +103,7 @@ def last_norm(model: nn.Module) -> nn.Module:
 
 
 def is_timm(model: PreTrainedModel) -> bool:
-    """Whether this is a network of timm inside transformers' wrapper."""
+    """Whether this is a timm network in transformers' wrapper."""
     return isinstance(model, TimmWrapperForImageClassification)
 
 
@@ -112,7 +112,7 @@ def logits_and_hidden_state(model: PreTrainedModel, pixels: torch.Tensor) -> tup
     if is_timm(model):
         hidden = model.timm_model.forward_features(pixels)
         logits = model.timm_model.forward_head(hidden)
-        # Some networks of timm, such as Swin, have the channels last.
+        # Some timm networks, such as Swin, have the channels last.
         channels_last = getattr(model.timm_model, "output_fmt", "NCHW") == "NHWC"
         return logits, hidden.permute(0, 3, 1, 2) if channels_last else hidden
     with watch({"backbone": model.base_model}) as seen:
@@ -121,16 +121,16 @@ def logits_and_hidden_state(model: PreTrainedModel, pixels: torch.Tensor) -> tup
 
 
 def pooled_features(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """What the head of a timm network reads (batch, width) of such a hidden state."""
+    """The pooled features (batch, width) that the head of a timm network reads from a hidden state."""
     return model.timm_model.forward_head(hidden, pre_logits=True)
 
 
 @contextmanager
 def watch(modules: dict[str, nn.Module]) -> Iterator[dict[str, tuple]]:
-    """What goes into and comes out of these modules, by name, while the context lasts."""
+    """Record the first input and the output of these modules, by name, inside the context."""
     seen: dict[str, tuple] = {}
 
-    # By name: while torch traces a network, it holds its modules under other objects.
+    # By name: while torch traces a network, its modules are other objects.
     def note(name: str, _module: nn.Module, inputs: tuple, output: Any) -> None:
         seen[name] = (inputs[0] if inputs else None, output)
 

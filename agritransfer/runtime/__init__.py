@@ -1,4 +1,4 @@
-"""What do all processes share?"""
+"""What does every process need, whatever the command?"""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""How do large files in the cache stay whole and bounded?
+"""How are large cache files written safely and kept within a size limit?
 
-They lie in the cache folder of `datasets`, are shared by the runs and processes of a machine, and can be made again.
+They are in the cache folder of `datasets`, shared by all runs and processes of a machine, and can be rebuilt.
 """
 
 import os
@@ -20,14 +20,14 @@ from agritransfer.errors import StorageError
 UNFINISHED = "unfinished-"
 # Files used within this time may still be read by another run and are not deleted.
 IN_USE_SECONDS = 24 * 3600
-# Left free on the disk for the run itself.
+# Disk space that is kept free for the run itself.
 SPARE_BYTES = 2 * 10**9
 BLOCK = 1 << 24
 
 
 def cache_folder(kind: str) -> Path:
     """The cache folder for files of one kind, inside the cache folder of `datasets`."""
-    # The rule of datasets.config, whose import takes longer than an audit of a small folder.
+    # As in datasets.config, which is not imported because that takes longer than auditing a small folder.
     default_home = os.path.join(os.getenv("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     home = os.path.expanduser(os.getenv("HF_HOME", default_home))
     return Path(os.getenv("HF_DATASETS_CACHE", os.path.join(home, "datasets"))) / f"agritransfer-{kind}"
@@ -63,7 +63,7 @@ def mark_as_used(path: Path) -> None:
 
 
 def make_room(folder: Path, needed: int, limit: int) -> bool:
-    """Delete the least recently used files until `needed` bytes fit into the limit and on the disk; whether they do."""
+    """Delete the least recently used files until `needed` bytes fit the limit and the disk; True if they fit."""
     folder.mkdir(parents=True, exist_ok=True)
     if needed > limit:
         return False
@@ -98,11 +98,11 @@ def _remove(path: Path) -> None:
 def read_at(path: Path, start: int, target: np.ndarray) -> None:
     """Fill an array with the bytes of a file from `start` on.
 
-    The operating system's page cache holds what was read once for all processes. A memory-mapped file would do so too,
-    but would count as the memory of each process. Raises `StorageError` if the file is missing or too short.
+    The page cache of the operating system shares the data among processes. A memory-mapped file would do the same but
+    would count towards the memory of each process. Raises `StorageError` if the file is missing or too short.
     """
     remedy = "rerun the same command, which rebuilds the file and resumes"
-    # Opened each time: a file object that loader workers inherit would share its position with them.
+    # Opened on every call: loader workers would share the position of an inherited file object.
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(start)

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-# Imported objects stay alive, so Python's default of a collection every 700 objects finds nothing to free.
+# Imported objects stay alive, so Python's default of a collection per 700 new objects is wasted time.
 OBJECTS_BETWEEN_COLLECTIONS = 50_000
-# Any of these tells how many processes a launcher started; accelerate reads the same.
+# Variables in which launchers give the number of processes; accelerate reads the same ones.
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-# Of mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html
+# See mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
@@ -31,16 +31,16 @@ def begin_process() -> None:
     The environment variables `MALLOC_MMAP_MAX_` (glibc) and `THP_MEM_ALLOC_ENABLE` (torch) take precedence.
     """
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
-    # The final collection, over everything imported, takes longer than some predictions.
+    # Skips the final collection, which covers all imported objects and takes longer than some predictions.
     atexit.register(gc.freeze)
-    # Linux then gives torch pages of 2 MB rather than 4 kB for large activations; each is cleared on first use.
+    # Linux clears each page on first use; large activations then take pages of 2 MB rather than 4 kB.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_MAX_" not in os.environ:
         _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Let the next layer reuse the memory of the previous one.
+    """Keep freed memory in the process, so that the next layer reuses the memory of the previous one.
 
     By default glibc returns large free blocks to Linux, which clears every page before handing it out again.
     """
@@ -76,7 +76,7 @@ def prepare_process(args: "TrainingArguments") -> None:
 
 
 def is_distributed() -> bool:
-    """Whether a launcher such as `accelerate launch` or torchrun started several processes, this one among them."""
+    """Whether this is one of several processes started by a launcher such as `accelerate launch` or torchrun."""
     return any(int(os.environ.get(name, "1")) > 1 for name in WORLD_SIZES)
 
 
@@ -84,7 +84,7 @@ def is_distributed() -> bool:
 def local_main_process_first() -> Iterator[bool]:
     """Run the body in one process of this machine before the others; yields whether this process is that one."""
     if not is_distributed():
-        # Without others to wait for, accelerate and torch need not be imported.
+        # A single process waits for no other, so accelerate and torch are not imported.
         yield True
         return
     from accelerate import PartialState

@@ -47,8 +47,8 @@ def duration(seconds: float) -> str:
 class PeakMemory:
     """Peak memory of each stage in bytes, of this process (without its loader workers) and of its GPU.
 
-    Only Linux can reset the peak of a process, and not in every container; elsewhere a stage shows the highest value
-    so far.
+    The peak of a process can be reset only on Linux, and not in every container; elsewhere a stage shows the highest
+    value so far.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How does the Trainer run it, and how does it survive?"""
+"""How is a model trained, resumed and saved?"""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""Which activations can be computed once and reused?
+"""How are the outputs of frozen layers cached?
 
-The activations of the frozen layers are computed once, for a few augmented views of every train photo and for the
-validation photos as they are, and the layers above are trained on them.
+They are computed once, for a few augmented views of every train photo and for the validation photos without
+augmentation, and the remaining layers are trained on them.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from agritransfer.training.partial_forward import CannotCut, Cut, activation_at,
 from agritransfer.training.trainer import ImageTrainer
 
 CHECKSUM_BYTES = 4
-# To be increased by any change to how views are drawn or how activations are laid out in the file.
+# To be increased whenever the drawing of views or the layout of the file changes.
 VERSION = 1
 
 
@@ -47,7 +47,7 @@ class _Off(Exception):  # noqa: N818 training goes on without the cache
 
 
 class CachedPhotos(Dataset):
-    """Photos as items for Trainer whose `pixel_values` are the cached activations, float16, of the current view.
+    """Photos as items for the Trainer; their `pixel_values` are the cached float16 activations of the current view.
 
     Their rows of `shape` begin at row `first` of the file, view after view, and are read on demand.
     """
@@ -72,7 +72,7 @@ class _RotateViews(TrainerCallback):
         self.photos, self.views = photos, views
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # Before the loader of the epoch starts; in a run resumed in mid-epoch, the epoch is a fraction.
+        # Called before the epoch's loader starts; in a run resumed in mid-epoch, the epoch is a fraction.
         self.photos.view.fill_(int(state.epoch) % self.views)
 
 
@@ -80,7 +80,7 @@ class _RotateViews(TrainerCallback):
 def frozen_prefix(
     trainer: ImageTrainer, splits: Splits, views: int | None, augmentation: str, most_bytes: int
 ) -> Iterator[None]:
-    """Inside, the trainer trains on cached activations, view e mod `views` in epoch e; None changes nothing.
+    """Inside, training uses cached activations, view e mod `views` in epoch e; nothing changes if `views` is None.
 
     Without augmentation there is a single view. The activations, at most `most_bytes`, are in the cache of `datasets`
     and are reused by later runs. If caching is impossible or not worthwhile, one line says so and nothing is cached.
@@ -94,9 +94,9 @@ def frozen_prefix(
             prepared = _prepare(trainer, splits, views, augmentation, most_bytes)
     except (CannotCut, _Off) as reason:
         say(f"cached views: off, {reason}")
-    # Drawing the views must leave no trace: a run that finds its cache filled draws none.
+    # A run that finds its cache filled draws no views, so drawing them must not change the random state.
     transformers.set_seed(trainer.args.seed)
-    # A resumed run must find the same setting: other views give other weights.
+    # A resumed run must use the same setting, since it affects the weights.
     trainer.settings["views_cached"] = prepared is not None
     if prepared is None:
         yield
@@ -156,12 +156,12 @@ def _prepare(
 
 
 def _cut(trainer: ImageTrainer) -> tuple[Cut, tuple[int, ...]]:
-    """The network, cut and checked, and the shape of one photo's activation."""
+    """The network, split and checked, and the shape of the activation of one photo."""
     photos = [trainer.eval_dataset[i] for i in range(min(5, len(trainer.eval_dataset)))]
     if len(photos) < 2:
         raise _Off("a single validation photo is too few to check the cached activations; add some")
     pixels = trainer.model_inputs(collate(photos), augmented=False)["pixel_values"]
-    # With another number of photos than in the check, so that a shape that fits only by chance is found.
+    # One photo fewer than in the check, so that shapes that match only by chance are detected.
     cut = Cut(trainer, pixels[:-1])
     cut.check(trainer, pixels)
     activation = activation_at(trainer, cut.model.get_submodule(cut.boundary), pixels)
@@ -177,7 +177,7 @@ def _epochs(trainer: ImageTrainer) -> float:
 
 
 def _name(trainer: ImageTrainer, cut: Cut, splits: Splits, views: int, augmentation: str) -> str:
-    """A file name that identifies these activations: a digest of everything that decides them."""
+    """A file name that identifies these activations: a digest of everything that they depend on."""
     digest = hashlib.sha256()
     for name, tensor in cut.model.state_dict(keep_vars=True).items():
         if not tensor.requires_grad:

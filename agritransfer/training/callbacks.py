@@ -1,4 +1,4 @@
-"""What happens around the training steps?"""
+"""Which callbacks run during training?"""
 
 import math
 import time
@@ -12,7 +12,7 @@ from agritransfer.runtime.profiling import duration
 
 
 class SeededSteps(TrainerCallback):
-    """Seeds every step by its number, so that augmentation and dropout do not depend on where a run was interrupted."""
+    """Seeds every step by its number, so that interruptions change neither augmentation nor dropout."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         place = np.random.SeedSequence([args.seed, state.global_step, args.process_index])
@@ -20,7 +20,7 @@ class SeededSteps(TrainerCallback):
 
 
 class PassOver(TrainerCallback):
-    """Spares a resumed stream the decoding of the photos it was trained on before, which the Trainer skips."""
+    """Lets a resumed stream skip the photos it was already trained on without decoding them."""
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         steps_per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)

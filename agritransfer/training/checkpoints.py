@@ -1,4 +1,4 @@
-"""Which checkpoint can be trusted?
+"""Which checkpoints are complete?
 
 The Trainer writes directly into `checkpoint-N` and resumes from the highest number, complete or not. Here a checkpoint
 is valid when every file matches its manifest, and the manifest is written last.
@@ -17,7 +17,7 @@ TRAINER_STATE = "trainer_state.json"
 
 def follow_umask(folder: Path) -> None:
     """Give the weights in a folder the mode that the umask grants; safetensors lets only the owner read them."""
-    # The umask can only be read by setting it; this value keeps what other threads create meanwhile private.
+    # The umask can only be read by setting it; with this value, files created meanwhile by other threads are private.
     umask = os.umask(0o077)
     os.umask(umask)
     for path in folder.glob("*.safetensors"):
@@ -55,7 +55,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, to be read after its name; None when every file matches the manifest."""
+    """Why a checkpoint cannot be used, phrased to follow its name; None if every file matches the manifest."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -75,7 +75,7 @@ def fault_of(checkpoint: Path) -> str | None:
 def newest_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest complete checkpoint in a folder, and what is wrong with each newer one.
 
-    One whose best weights so far are lost is not complete: the run would end with different weights.
+    A checkpoint whose best weights so far are lost is not complete: the run would end with different weights.
     """
     numbered = {
         int(match[1]): path for path in folder.glob("*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
@@ -97,7 +97,7 @@ def _fault_of_best(checkpoint: Path) -> str | None:
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """The checkpoint beside this one that holds the best weights so far; None where validation has found none yet."""
+    """The checkpoint beside this one that holds the best weights so far; None before the first validation."""
     state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
     best = state["best_model_checkpoint"]
     # By name only: the run folder may have been moved.

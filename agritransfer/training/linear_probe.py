@@ -1,7 +1,7 @@
-"""Which head is best when everything else is frozen?
+"""How is a linear probe fitted on frozen features?
 
-The features do not change, so they are computed once; the head is then a logistic regression, which has one optimum for
-each strength of its penalty. It is solved for, without epochs; validation chooses the strength.
+The features do not change, so they are computed once; the head is then a logistic regression, which has a unique
+optimum for each penalty. It is fitted directly, without epochs; the penalty is chosen on the validation photos.
 """
 
 import time
@@ -27,9 +27,9 @@ from agritransfer.runtime.process import say
 from agritransfer.training.partial_forward import activations, batches_of
 from agritransfer.training.trainer import ImageTrainer
 
-# Inverse strengths of the penalty on standardised features, the strongest first: each starts from the last solution.
+# Inverse penalty strengths on standardized features, strongest penalty first; each fit starts from the previous one.
 PENALTIES = tuple(float(f"{strength:.3g}") for strength in np.logspace(-5, 2, 22))
-# Weaker penalties only fit the train photos more closely, and take longest.
+# Stop after this many penalties without gain: weaker ones only overfit, and take longest.
 WITHOUT_GAIN = 6
 MOST_ITERATIONS = 2000
 
@@ -52,7 +52,7 @@ def solve(
     validation_labels: np.ndarray,
     views: int = 1,
 ) -> SolvedHead:
-    """The head for features (photos, width) and labels (photos,), each photo weighted by its class.
+    """Fit a head to features (photos, width) and labels (photos,), each photo weighted by its class.
 
     With `views` rows per photo, each row counts 1 / views, so that a penalty has the same effect for any number of
     views. The penalty with the highest validation macro F1 is chosen; ties are broken by the lowest log loss.
@@ -61,7 +61,7 @@ def solve(
     scaled = scaler.transform(features.astype(np.float64))
     nearly = scaled.astype(np.float32)
     weights = of_class[labels] / views
-    # Accurate enough to choose a penalty; the chosen one is then solved to convergence.
+    # Accurate enough to choose a penalty; the head with the chosen one is then fitted to convergence.
     model = LogisticRegression(tol=1e-4, max_iter=MOST_ITERATIONS, warm_start=True)
     sweep: list[dict[str, float]] = []
     best = 0
@@ -72,7 +72,7 @@ def solve(
 
     for penalty in PENALTIES:
         with warnings.catch_warnings():
-            # Checked below.
+            # Convergence is checked below.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.set_params(C=penalty).fit(nearly, labels, sample_weight=weights)
         if model.n_iter_[0] >= MOST_ITERATIONS and sweep:
@@ -92,7 +92,7 @@ def _of_the_features(model: LogisticRegression, scaler: StandardScaler) -> tuple
     """Weight and bias for raw features: the scaler is folded in."""
     weight, bias = model.coef_, model.intercept_
     if len(weight) == 1:
-        # With two classes only one is solved for; in a softmax each gets half of its weights.
+        # With two classes scikit-learn fits one logit; in a softmax each class gets half of its weights.
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scaler.scale_
     return weight, bias - weight @ scaler.mean_
@@ -116,18 +116,18 @@ def _rank(row: dict[str, float]) -> tuple[float, float]:
 
 
 def solve_head(trainer: ImageTrainer, views: int | None) -> None:
-    """Feature extraction without epochs: put the solved head into the model and record it in the trainer's state.
+    """Feature extraction without epochs: fit the head of the model and record the fit in the trainer's state.
 
-    It is solved on `views` augmented views of every train photo, or on each photo as it is where views is None. The
-    state counts a penalty as a step and a pass over the photos as an epoch. Raises `UsageError` for flags that a solved
-    head does not support.
+    It is fitted on `views` augmented views of every train photo, or on the photos without augmentation if `views` is
+    None. The state counts a penalty as a step and a pass over the photos as an epoch. Raises `UsageError` for flags
+    that a linear probe does not support.
     """
     if trainer.args.label_smoothing_factor:
         raise UsageError(
-            "a solved head does not support --label_smoothing_factor; remove it, or add --augmentation light to train "
+            "a linear probe does not support --label_smoothing_factor; remove it, or add --augmentation light to train "
             "the head by gradient descent"
         )
-    say("only the head is trained, and it is solved for: learning_rate, weight_decay, num_train_epochs have no effect")
+    say("only the head is trained, as a linear probe: learning_rate, weight_decay and num_train_epochs have no effect")
     began = time.perf_counter()
     with trainer.times.spent("features and head"):
         solved = _solve_for(trainer, trainer.train_dataset, views)
@@ -145,12 +145,12 @@ def solve_head(trainer: ImageTrainer, views: int | None) -> None:
 
 
 def begin_with_solved_head(trainer: ImageTrainer, train_photos: Dataset) -> None:
-    """Put the best head for the pretrained features into the model before fine-tuning starts.
+    """Fit the head of the model on the pretrained features before fine-tuning starts.
 
     LP-FT (Kumar et al., ICLR 2022): a random head would first distort the pretrained features. `train_photos` are the
     train photos with evaluation pixels.
     """
-    # The head is solved for features normalised by the pretrained statistics, which differ from those of a batch.
+    # The head is fitted to features normalized by the pretrained statistics, which differ from those of a batch.
     freeze_batchnorm_statistics(trainer.model, of_frozen_layers_only=False)
     with trainer.times.spent("features and head"):
         _solve_for(trainer, train_photos, None)
@@ -169,7 +169,7 @@ def _solve_for(trainer: ImageTrainer, train_photos: Dataset, views: int | None) 
         if PartialState().is_main_process
         else None
     ]
-    # One process solves; the others could differ in the last digits.
+    # Only one process fits the head; the others could differ in the last digits.
     (solved,) = broadcast_object_list(solved) if PartialState().num_processes > 1 else solved
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(solved.weight))
@@ -177,8 +177,8 @@ def _solve_for(trainer: ImageTrainer, train_photos: Dataset, views: int | None) 
     best = solved.sweep[solved.best]
     seen = f"{len(train_photos):,} photos" + (f", number of views: {views}" if views else "")
     say(
-        f"head: solved on the features of {seen} ({seconds:.0f} s to extract them, "
-        f"{time.perf_counter() - began - seconds:.1f} s to solve); of {len(solved.sweep)} penalties, "
+        f"head: fitted on the features of {seen} ({seconds:.0f} s to extract them, "
+        f"{time.perf_counter() - began - seconds:.1f} s to fit); of {len(solved.sweep)} penalties, "
         f"C={best['penalty']:g} has the best validation macro F1, {best['eval_macro_f1']:.3f}"
     )
     return solved

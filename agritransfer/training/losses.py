@@ -1,4 +1,4 @@
-"""What is minimized?"""
+"""Which loss is minimized?"""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -12,8 +12,8 @@ from agritransfer.errors import UsageError
 def classification_loss(class_weights: torch.Tensor | None, label_smoothing: float) -> Callable[..., torch.Tensor]:
     """Cross-entropy for class indices or the soft labels of mixed photos, averaged over one whole optimizer step.
 
-    The labels are kept out of the model's own forward, which would take soft labels for a multi-label task and write
-    that into its saved configuration.
+    The labels are not passed to the model, which would treat soft labels as a multi-label task and write that into
+    its saved configuration.
     """
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:

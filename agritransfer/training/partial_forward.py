@@ -1,4 +1,4 @@
-"""Where can a network be cut, and which activations pass there?
+"""Where can a network be split, and what flows through that point?
 
 Everything before its first trainable part is frozen and gives the same activations for the same pixels.
 """
@@ -18,13 +18,13 @@ from agritransfer.models.structure import find_blocks
 from agritransfer.training.preemption import ignore_signals
 from agritransfer.training.trainer import ImageTrainer
 
-# Photos augmented together: fixed, so that a view does not depend on batch size, restarts or number of processes.
+# Photos augmented at once; fixed, so that views do not depend on batch size, restarts or number of processes.
 DRAWN_TOGETHER = 32
 # The largest difference due to float16 and rounding in float32 or bfloat16, as a share of the spread of the logits.
 TOLERANCE = 0.05
 
 
-class _Reached(Exception):  # noqa: N818 it ends a forward pass early, nothing is wrong
+class _Reached(Exception):  # noqa: N818 it ends a forward pass early and is not an error
     """Raised in front of the boundary, so that nothing after it is computed."""
 
     def __init__(self, activation: Any):
@@ -33,7 +33,7 @@ class _Reached(Exception):  # noqa: N818 it ends a forward pass early, nothing i
 
 
 class CannotCut(Exception):  # noqa: N818 training goes on with the whole network
-    """Why a network cannot be cut; printed after "off, "."""
+    """Why a network cannot be split; printed after "off, "."""
 
 
 def activations(
@@ -41,8 +41,8 @@ def activations(
 ) -> Iterator[torch.Tensor]:
     """The input of a module for batches of photos, float32 on the CPU, one batch at a time; the model is in eval mode.
 
-    A batch is (view, number): the 32 photos from index 32 * number on, in a view that depends only on the run's seed
-    and these two numbers, or with the evaluation pixels where the view is None.
+    A batch is (view, number): the 32 photos from index 32 * number on, in a view that depends only on the seed of the
+    run and these two numbers, or with the evaluation pixels where the view is None.
     """
     rows = [range(at * DRAWN_TOGETHER, min((at + 1) * DRAWN_TOGETHER, len(dataset))) for _, at in batches]
     loader = DataLoader(
@@ -66,7 +66,7 @@ def batches_of(dataset: Dataset, view: int | None) -> list[tuple[int | None, int
 
 
 def activation_at(trainer: ImageTrainer, boundary: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """The input of a module for normalised pixels; nothing after it is computed."""
+    """The input of a module for normalized pixels; nothing after it is computed."""
 
     def stop(_module: nn.Module, given: tuple) -> None:
         raise _Reached(given[0] if given else None)
@@ -87,10 +87,10 @@ def _forward(trainer: ImageTrainer, given: torch.Tensor) -> torch.Tensor:
 
 
 class Cut:
-    """A network cut in front of its first trainable part; after the cut it takes activations in place of pixels.
+    """A network split before its first trainable part; inside `applied` it takes activations in place of pixels.
 
-    `boundary` names that part. The modules that finish before it starts are the frozen prefix; once cut off they return
-    zeros of the right shape, so that the code between them need not be known, and the boundary gets the cached
+    `boundary` names that part. The modules that finish before it starts are the frozen prefix. Inside `applied` they
+    return zeros of the right shape, so that the code between them runs unchanged, and the boundary gets the cached
     activation.
     """
 
@@ -105,7 +105,7 @@ class Cut:
         done: dict[str, Any] = {}
 
         def note(name: str) -> Callable[[nn.Module, tuple, Any], None]:
-            # No lambda: the value that a hook returns replaces the output.
+            # Not a lambda, since a value returned by a hook replaces the output.
             def hook(_module: nn.Module, _given: tuple, output: Any) -> None:
                 done[name] = output
 
@@ -126,7 +126,7 @@ class Cut:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model is called with activations and its prefix costs nothing; its weights do not change."""
+        """Inside, the model is called with activations and its prefix is not computed."""
         hooks = [
             self.model.register_forward_pre_hook(self._take, with_kwargs=True),
             self.model.get_submodule(self.boundary).register_forward_pre_hook(self._give),
@@ -153,13 +153,13 @@ class Cut:
             return tuple(map(self._zeros, shell))
         if not isinstance(shell, torch.Tensor):
             return shell
-        # Windows and heads are several per photo; tensors that do not depend on the photos keep their length.
+        # Windows and heads give several rows per photo; tensors that do not depend on the photos keep their length.
         length, recorded = shell.shape[0], len(self.pixels)
         length = length * len(self.activation) // recorded if length % recorded == 0 else length
         return torch.zeros(length, *shell.shape[1:], dtype=shell.dtype, device=self.activation.device)
 
     def check(self, trainer: ImageTrainer, pixels: torch.Tensor) -> None:
-        """Raise `CannotCut` if the cut network gives other logits than the whole one, allowing for float16."""
+        """Raise `CannotCut` if the logits of the split and the whole network differ by more than float16 explains."""
         boundary = self.model.get_submodule(self.boundary)
         self.model.eval()
         whole = _forward(trainer, pixels)
@@ -168,11 +168,11 @@ class Cut:
             with self.applied():
                 behind = _forward(trainer, stored)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise CannotCut(f"the network cannot be cut at {self.boundary} ({str(error).splitlines()[0]})") from error
+            raise CannotCut(f"the network cannot be split at {self.boundary} ({str(error).splitlines()[0]})") from error
         spread = (whole - whole.mean(dim=0)).abs().max()
         # Not "larger than", which is false for NaN.
         if not (whole - behind).abs().max() <= TOLERANCE * spread:
-            raise CannotCut(f"cut at {self.boundary}, the network gives different logits")
+            raise CannotCut(f"split at {self.boundary}, the network gives different logits")
 
 
 def _shell(output: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""When does a run stop before its end?
+"""When and how does a run stop early?
 
 On a signal, when the loss is NaN, or when a streamed photo is broken. During training this takes effect after the
 current step, in all processes together; anywhere else immediately.
@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerState
 
 from agritransfer.errors import DataError, DivergedError, Preempted
 
-# What a scheduler sends before it takes the machine away; Windows has only the first.
+# The signals that schedulers send before they preempt a job; Windows has only the first.
 SIGNALS = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGUSR1]
 
 
@@ -41,10 +41,10 @@ def preemptible() -> Iterator[None]:
 def _end_workers() -> None:
     workers = multiprocessing.active_children()
     if workers and sys.platform != "win32":
-        # torch takes the end of a worker for a crash and would raise wherever the code is at that moment.
+        # torch treats the end of a worker as a crash and would raise an exception at an arbitrary point.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in workers:
-        # They ignore gentler signals, see `ignore_signals`.
+        # They ignore other signals, see `ignore_signals`.
         worker.kill()
         worker.join()
 
@@ -55,9 +55,9 @@ def _preempt(number: int, _frame: Any) -> None:
 
 
 def ignore_signals(_worker: int = 0) -> None:
-    """Let this process end only when it is killed or, as a loader worker, when its parent no longer needs it.
+    """Make this process ignore signals: it ends when it is killed or, as a loader worker, when its parent ends it.
 
-    A scheduler and Ctrl-C signal a whole process group; without its workers, training could not finish the last step.
+    Schedulers and Ctrl-C signal the whole process group; without its workers, training could not finish its step.
     """
     for number in (*SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -68,7 +68,7 @@ class SafeStop(TrainerCallback):
 
     The processes agree after every step, since one that stopped alone would leave the others waiting. At the last step
     of an epoch the validation and the save of the epoch come first, since a resumed run would not repeat them.
-    It must be the last callback: it raises in `on_save`, when all others have seen the checkpoint.
+    It must be the last callback, since it raises in `on_save` after all others have seen the checkpoint.
 
     Broken photos of a stream end training too; with `skips_broken` each is reported once and kept in the Trainer's
     state.
@@ -98,9 +98,9 @@ class SafeStop(TrainerCallback):
 
     def _ask(self, number: int, _frame: Any) -> None:
         self.asked = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        # The second Ctrl-C ends the process at once.
+        # A second Ctrl-C ends the process at once.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Not print: the signal may have interrupted one.
+        # Not `print`, which the signal may have interrupted.
         os.write(2, f"{self.asked}: stopping after this step, with a checkpoint (Ctrl-C: stop at once)\n".encode())
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -127,7 +127,7 @@ class SafeStop(TrainerCallback):
                 f"{photos} of the train shards cannot be used: {'; '.join(faults[:10])}; repair the shards or add "
                 "--on_broken skip"
             )
-        # In the state, so that a resumed run counts them too.
+        # Recorded in the state, so that a resumed run counts them too.
         state.log_history += [{"broken": fault, "step": state.global_step} for fault in faults]
         if state.is_world_process_zero:
             for fault in faults:

@@ -35,7 +35,7 @@ MAY_DIFFER = {
 
 
 def run_settings(splits: Splits, base_model: dict[str, Any] | None, *parsed: Any) -> dict[str, Any]:
-    """Everything that decides the final weights of a run: its flags, its photos in order, its base model."""
+    """Everything that the final weights of a run depend on: its flags, its photos in order, its base model."""
     *ours, training = parsed
     flags = {name: value for arguments in ours for name, value in dataclasses.asdict(arguments).items()}
     flags |= training.to_dict()
@@ -50,7 +50,7 @@ def run_settings(splits: Splits, base_model: dict[str, Any] | None, *parsed: Any
         "device": training.device.type,
         **{name: value for name, value in flags.items() if name not in MAY_DIFFER},
     }
-    # As they are read back from a file: tuples as lists, None as None.
+    # In the form in which JSON is read back: tuples as lists.
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -66,9 +66,9 @@ def model_mark(name: str, commit: str | None) -> str:
 
 
 def checkpoint_to_resume(args: TrainingArguments, settings: dict[str, Any]) -> str | None:
-    """The checkpoint to resume from, None where there is none; damaged ones are renamed and reported.
+    """The checkpoint to resume from, or None; damaged ones are renamed and reported.
 
-    Raises `UsageError` where the checkpoint belongs to a run with other settings.
+    Raises `UsageError` if the checkpoint belongs to a run with other settings.
     """
     found = [_find(Path(args.output_dir) / "checkpoints") if args.process_index == 0 else None]
     # One process searches and renames, and tells the others.
@@ -77,7 +77,7 @@ def checkpoint_to_resume(args: TrainingArguments, settings: dict[str, Any]) -> s
         return None
     if not checkpoint.is_dir():
         raise UsageError(
-            f"process {args.process_index} does not see {checkpoint}; give an --output_dir that all nodes share"
+            f"process {args.process_index} does not see {checkpoint}; use an --output_dir that all nodes share"
         )
     _refuse_other_settings(json.loads((checkpoint / SETTINGS).read_text(encoding="utf-8")), settings, args.output_dir)
     say(f"resuming from {checkpoint}")

@@ -1,6 +1,6 @@
-"""What does a run leave behind?
+"""What does a run write into its folder?
 
-All later commands rely on the run folder: a plain transformers model, `results.json`, the split of every file, every
+All later commands rely on this folder: a plain transformers model, `results.json`, the split of every file, every
 scored photo, figures, and `status.json`.
 """
 
@@ -99,7 +99,7 @@ def _reported(folder: Path, writes: bool) -> Iterator[None]:
         state, exit_code = "preempted", error.exit_code
         sys.exit(_say(error, "preempted: ", "; run the same command again to resume"))
     except KeyboardInterrupt:
-        # The exit code that shells give a process ended by Ctrl-C.
+        # The exit code of a process that was ended by Ctrl-C.
         state, exit_code = "interrupted", 130
         sys.exit(exit_code)
     except PublishError as error:
@@ -120,10 +120,10 @@ def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
     if results["command"] != command_line():
         changes = _differences(results["command"], command_line())
         raise UsageError(f"{folder} holds another finished run: {changes}; choose a new --output_dir or add --restart")
-    say(f"{folder} is finished; its results:\n{results_table(results)}")
+    say(f"the run in {folder} is finished; results:\n{results_table(results)}")
     if push_to_hub and not (folder / "published.json").exists():
         again = f"agritransfer publish {folder} --repo_id USER/NAME"
-        sys.exit(_say(PublishError(f"it is not published yet; run {again}")))
+        sys.exit(_say(PublishError(f"the run is not published yet; run {again}")))
     sys.exit(0)
 
 
@@ -136,7 +136,7 @@ def _differences(then: str, now: str) -> str:
 
 
 def _flags_of(command: str) -> dict[str, str]:
-    """The words after each flag; those before the first flag are under "script"."""
+    """The words after each flag; the words before the first flag are stored under "script"."""
     flags, name = {"script": []}, "script"
     for word in shlex.split(command):
         flag, given, value = word.partition("=") if word.startswith("--") else ("", "", word)
@@ -165,7 +165,7 @@ def command_line() -> str:
 def score_run(
     trainer: ImageTrainer, splits: Splits, shift: Splits | None, store: PixelStore
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Logits and features of the saved model, loaded as a user loads it; the test split is used only here, and once."""
+    """Logits and features of the saved model, loaded as a user would; the test split is used only here, and once."""
     PartialState().wait_for_everyone()
     model, processor = load_classifier(Path(trainer.args.output_dir))
     batch_size = trainer.args.per_device_eval_batch_size
@@ -216,12 +216,12 @@ def write_results(
     if known is not None:
         known.save(folder / KNOWN_FILE)
     _draw_figures(folder / "figures", trainer, splits, outputs["test"][0], results)
-    # Last, so that a folder with results is complete.
+    # Written last, so that a folder with results is complete.
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(results_table(results))
-    print(f"\nwritten to {folder}: the model, results.json, splits.csv, predictions.csv, figures/")
+    print(f"\nsaved to {folder}: the model, results.json, splits.csv, predictions.csv, figures/")
     print(f'use it: pipeline("image-classification", model="{folder}")')
-    print(f'or, with "not sure" as an answer: agritransfer predict {folder} PHOTOS')
+    print(f'or, to allow the answer "not sure": agritransfer predict {folder} PHOTOS')
 
 
 def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
@@ -250,12 +250,12 @@ def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
 def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMemory) -> dict[str, Any]:
     state = trainer.state
     speed = next(entry for entry in reversed(state.log_history) if "train_runtime" in entry)
-    # Filling a cache and solving a head first are part of the training time.
+    # Filling a cache and fitting a head first are part of the training time.
     seconds = sum(trainer.times.seconds.values())
     photos = speed["train_runtime"] * speed["train_samples_per_second"]
     on_gpu = trainer.args.device.type == "cuda"
     best_step = state.best_global_step or state.global_step
-    # A solved head has a penalty in place of a step.
+    # A linear probe has penalties in place of steps.
     penalties = {entry["step"]: entry["penalty"] for entry in state.log_history if "penalty" in entry}
     return {
         "epochs": round(state.epoch, 4),
@@ -302,12 +302,16 @@ def _draw_figures(folder: Path, trainer: ImageTrainer, splits: Splits, logits: n
     worst = [
         (
             _picture(splits, photos[i]),
-            f"answer: {splits.labels[answers[i]]} ({confidence[i]:.0%})",
-            f"truth: {photos[i].label}",
+            f"predicted: {splits.labels[answers[i]]} ({confidence[i]:.0%})",
+            f"label: {photos[i].label}",
         )
         for i in wrong[:12]
     ]
-    draw_gallery(folder / "errors.png", worst, f"The surest of {len(wrong)} wrong answers on {len(photos)} test photos")
+    draw_gallery(
+        folder / "errors.png",
+        worst,
+        f"Most confident errors: {len(worst)} of {len(wrong)}, on {len(photos)} test photos",
+    )
 
 
 def _picture(splits: Splits, photo: Photo) -> Image.Image:

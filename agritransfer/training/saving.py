@@ -13,14 +13,14 @@ from agritransfer.models.lora import load_adapter, merge_lora
 from agritransfer.training.checkpoints import follow_umask
 from agritransfer.training.trainer import ImageTrainer
 
-# Two forward passes with the same float32 weights differ by rounding only.
+# Two forward passes with the same float32 weights differ only by rounding.
 LOGIT_TOLERANCE = 1e-3
 
 
 def save_model(trainer: ImageTrainer, processor: PhotoProcessor, splits: Splits, base_model: dict | None) -> None:
     """Save the trained weights as a plain transformers model, with LoRA also as `adapter/`, and check both.
 
-    Raises `RuntimeError` when a saved model does not give the trained model's logits.
+    Raises `RuntimeError` if a saved model does not give the logits of the trained model.
     """
     folder, model = Path(trainer.args.output_dir), trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.args.should_save:

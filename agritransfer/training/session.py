@@ -26,7 +26,7 @@ def build_trainer(
     base_model: dict[str, Any] | None,
     parameter_groups: list[dict] | None = None,
 ) -> ImageTrainer:
-    """The trainer of a run on these splits, whose photos are decoded once into the store."""
+    """The Trainer for a run on these splits; their photos are decoded once into the store."""
     data_args = run.data_args
     train_photos = splits.training_photos(processor, data_args.augmentation, store)
     validation_photos = splits.dataset("validation", processor, store)

@@ -1,4 +1,4 @@
-"""How does the Trainer run it?"""
+"""How is the Trainer of transformers extended?"""
 
 import json
 import os
@@ -43,7 +43,7 @@ SETTINGS = "settings.json"
 class ImageTrainer(Trainer):
     """Trainer with batch augmentation, complete checkpoints and strict loading of them.
 
-    Public methods are overridden where they suffice: batches arrive as uint8 and are augmented and normalised on the
+    Public methods are overridden where they suffice: batches arrive as uint8 and are augmented and normalized on the
     device, a stream is split among the processes before accelerate sees it, and each stage is timed. Four private
     methods have no public counterpart: checkpoints lie in a folder of their own, one is valid only once its manifest
     is written, and older ones are deleted only after that; and checkpoints are loaded through `from_pretrained`, since
@@ -83,7 +83,7 @@ class ImageTrainer(Trainer):
         )
         self.augment, self.settings, self.times = augment, settings, Times()
         self.processor, self.class_weights, self.stream = processor, class_weights, stream
-        # Taken away from the Trainer, which deletes an old checkpoint before the new one is complete.
+        # Hidden from the Trainer, which would delete an old checkpoint before the new one is complete.
         self.checkpoints_kept, args.save_total_limit = args.save_total_limit, None
         # Counted now, since merging the adapters consumes the model.
         self.trainable_parameters = count_parameters(self.model)[1]
@@ -104,7 +104,7 @@ class ImageTrainer(Trainer):
         return super().compute_loss(model, self.model_inputs(inputs, augmented=self.model.training), *args, **kwargs)
 
     def model_inputs(self, batch: dict[str, Any], augmented: bool) -> dict[str, torch.Tensor]:
-        """The model's input for a batch, on the device: normalised pixels (batch, 3, side, side) and labels.
+        """The model's input for a batch, on the device: normalized pixels (batch, 3, side, side) and labels.
 
         A batch of cached activations is passed on unchanged: pixels are uint8, activations are not.
         """
@@ -122,7 +122,7 @@ class ImageTrainer(Trainer):
             try:
                 return super().get_batch_samples(*args)
             except (ConnectionError, EOFError) as error:
-                # The kernel closes the files of a killed worker before it tells torch, which otherwise reports this.
+                # The kernel closes the files of a killed worker before it notifies torch, which otherwise reports this.
                 raise RuntimeError(
                     "a loader worker was killed by signal; run the same command again to resume"
                 ) from error
@@ -153,13 +153,13 @@ class ImageTrainer(Trainer):
             self.stream,
             batch_size=self._train_batch_size,
             collate_fn=collate_stream,
-            # One reader per process: several would each shuffle a share of their own and end with a partial batch.
+            # One reader per process: several would each shuffle their own share and end with a partial batch.
             num_workers=min(1, self.args.dataloader_num_workers),
             pin_memory=self.args.dataloader_pin_memory,
             drop_last=self.args.dataloader_drop_last,
             worker_init_fn=ignore_signals,
         )
-        # As if for one process: the stream is split already, and accelerate would let the first process read it all.
+        # As for one process: the stream is already split, and accelerate would let the first process read all of it.
         return prepare_data_loader(
             loader, self.args.device, num_processes=1, put_on_device=True, dispatch_batches=False
         )
@@ -190,7 +190,7 @@ class ImageTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with _whole_or_gone(checkpoint):
-                # A pickle of the whole command line, which nothing reads.
+                # A pickle of all arguments, which nothing reads.
                 (checkpoint / "training_args.bin").unlink()
                 (checkpoint / SETTINGS).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
                 follow_umask(checkpoint)
@@ -213,13 +213,13 @@ class ImageTrainer(Trainer):
 
 
 def _ignoring_signals(loader: DataLoader) -> DataLoader:
-    """Let the workers of a loader ignore signals, in place of the Trainer's seeding: our workers draw nothing."""
+    """Let the workers of a loader ignore signals; the Trainer's seeding is replaced, as our workers draw nothing."""
     loader.base_dataloader.worker_init_fn = ignore_signals
     return loader
 
 
 def _load_without_workers(args: TrainingArguments, stored: StoredPixels) -> None:
-    # A fetch is one copy within memory, which costs less than passing it from one process to another.
+    # Fetching is one copy in memory, which is cheaper than passing data between processes.
     args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
     if args.device.type == "cuda" and stored.move_to_gpu(args.device):
         args.dataloader_pin_memory = False

@@ -1,4 +1,4 @@
-"""The peer of the input pipeline from fastai: ImageDataLoaders, flips and normalising a batch at a time."""
+"""The peer of the input pipeline from fastai: ImageDataLoaders, with flips and normalization per batch."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +8,7 @@ from fastai.vision.all import Flip, ImageDataLoaders, Normalize, RandomResizedCr
 
 
 def batches(folder: Path, side: int, batch_size: int, workers: int, mean: list, std: list) -> Iterable[tuple]:
-    """A loader over the photos below `folder`: normalised float32 pixels and labels; iterated, one epoch."""
+    """A loader over the photos below `folder`: normalized float32 pixels and labels; each iteration is one epoch."""
     loaders = ImageDataLoaders.from_folder(
         folder,
         train="train",

@@ -1,4 +1,4 @@
-"""The peer of the Space: the app that the Hugging Face documentation leads to, a pipeline in a gr.Interface.
+"""The peer of the Space: the app of the Hugging Face documentation, a pipeline in a gr.Interface.
 
 python benchmarks/peers/pipeline_space.py MODEL PORT
 """

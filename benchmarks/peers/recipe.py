@@ -1,12 +1,12 @@
-"""The peer of the training scripts: the recipe that the Hugging Face documentation gives for image classification.
+"""The peer of the training scripts: the image classification recipe of the Hugging Face documentation.
 
     python -m benchmarks.peers.recipe --data_dir FOLDER --model_name_or_path MODEL --output_dir RUN
 
-imagefolder, set_transform with torchvision (random resized crop, flip, normalise) or timm's own transforms for a model
-of timm, Trainer, accuracy. FOLDER holds train/ validation/ test/. The rates, epochs and batches of the guide are the
-defaults (5e-5, 3, 16, four batches a step); the other flags are the Trainer's. `--train_layers` and `--image_size`
-are what a user of the recipe would write in. `evaluate.load("accuracy")` asks the Hub at each run, so accuracy is
-computed here. What it gave, and when, is written to RUN/scores.json.
+It uses imagefolder, set_transform with torchvision (random resized crop, flip, normalize) or timm's own transforms for
+a timm model, the Trainer and accuracy. FOLDER contains train/ validation/ test/. The defaults are the learning rate,
+epochs and batches of the guide (5e-5, 3, 16, four batches per step); the other flags are the Trainer's. A user of the
+recipe would add `--train_layers` and `--image_size` to the code. `evaluate.load("accuracy")` queries the Hub in each
+run, so accuracy is computed here. The scores and their times are written to RUN/scores.json.
 """
 
 import json
@@ -60,7 +60,7 @@ GUIDE = {
 
 @dataclass
 class RecipeArguments:
-    """What the guide writes into its lines."""
+    """The values that the guide has in its code."""
 
     data_dir: str
     model_name_or_path: str
@@ -69,7 +69,7 @@ class RecipeArguments:
 
 
 def load_photos(folder: Path) -> DatasetDict:
-    """The splits of a folder, as imagefolder reads them; its own guess of splits is not asked."""
+    """The splits of a folder, as imagefolder reads them; splits are given explicitly."""
     files = {split.name: f"{split.absolute()}/**" for split in sorted(folder.iterdir()) if split.is_dir()}
     return load_dataset("imagefolder", data_files=files, drop_labels=False)
 
@@ -88,7 +88,7 @@ def transforms_of(processor: BaseImageProcessor, image_size: int | None) -> tupl
 
 
 def training_transforms(side: int, mean: list[float], std: list[float], crop: bool = False) -> Compose:
-    """Random resized crop and flip; with `crop`, a crop that is not resized out of the photo made a seventh larger."""
+    """Random resized crop and flip; with `crop`, a crop without resizing from a photo made a seventh larger."""
     crops = [Resize(round(side * 8 / 7)), RandomCrop(side)] if crop else [RandomResizedCrop(side)]
     return Compose([*crops, RandomHorizontalFlip(), ToTensor(), Normalize(mean, std)])
 
@@ -111,7 +111,7 @@ def collate(items: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def accuracy(predictions: tuple) -> dict[str, float]:
-    """The share of right answers."""
+    """The share of correct predictions."""
     logits, labels = predictions
     return {"accuracy": float((logits.argmax(-1) == labels).mean())}
 
@@ -119,7 +119,7 @@ def accuracy(predictions: tuple) -> dict[str, float]:
 def batches(
     folder: Path, side: int, batch_size: int, workers: int, mean: list[float], std: list[float], crop: bool = False
 ) -> DataLoader:
-    """The loader that its Trainer makes: float32 pixels, normalised; one epoch each time it is iterated."""
+    """The loader that its Trainer makes: normalized float32 pixels; each iteration is one epoch."""
     photos = load_photos(folder)["train"]
     photos.set_transform(applied(training_transforms(side, mean, std, crop)))
     args = TrainingArguments(
@@ -136,19 +136,19 @@ def batches(
 
 
 class Clock(TrainerCallback):
-    """Notes when each validation score was known, in seconds since `started` (of `time.time`)."""
+    """Records when each validation score was known, in seconds since `started` (of `time.time`)."""
 
     def __init__(self, started: float):
         self.started, self.scores = started, []
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Keep the score with its time."""
+        """Record the score with its time."""
         seconds = time.time() - self.started
         self.scores.append({"epoch": state.epoch, "seconds": seconds, "accuracy": metrics["eval_accuracy"]})
 
 
 def main() -> None:
-    """Train, keep the best, score the test."""
+    """Train, keep the best weights and score the test photos."""
     started = time.time()
     parser = HfArgumentParser((RecipeArguments, TrainingArguments))
     parser.set_defaults(**GUIDE)
@@ -170,7 +170,7 @@ def main() -> None:
         dtype=torch.float32,
     )
     if ours.train_layers != "all":
-        # Ours, so that the very same weights move; a user of the recipe would write a loop over names.
+        # Our function, so that exactly the same weights are trained; a user of the recipe would loop over names.
         from agritransfer.models.freezing import train_layers
 
         train_layers(model, ours.train_layers)

@@ -1,6 +1,6 @@
 """The peer of the input pipeline from timm: its ImageFolder and its create_loader, as its train.py builds them.
 
-On a CPU its PrefetchLoader does not run, so collating and normalising are those of timm's plain path.
+On a CPU timm's PrefetchLoader does not run, so photos are collated and normalized by its plain code path.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from timm.data import create_dataset, create_loader
 
 
 def batches(folder: Path, side: int, batch_size: int, workers: int, mean: list, std: list) -> Iterable[tuple]:
-    """A loader over the photos below `folder`: normalised float32 pixels and labels; iterated, one epoch."""
+    """A loader over the photos below `folder`: normalized float32 pixels and labels; each iteration is one epoch."""
     return create_loader(
         create_dataset("", root=str(folder), split="train", is_training=True),
         input_size=(3, side, side),

@@ -1,13 +1,13 @@
-"""The peer of the input pipeline from ultralytics: the data set and the loader of its `classify train`.
+"""The peer of the input pipeline from ultralytics: the dataset and the loader of its `classify train`.
 
-It keeps nothing of what it decoded, as by default. Its mean 0 and deviation 1 stay: the arithmetic is the same.
+Decoded photos are not cached, as by default. Its mean of 0 and deviation of 1 are kept: the arithmetic is the same.
 """
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
-# Without it the import asks whether there is a network.
+# Otherwise importing it checks the network.
 os.environ.setdefault("YOLO_OFFLINE", "true")
 
 from ultralytics.cfg import get_cfg  # noqa: E402
@@ -16,7 +16,7 @@ from ultralytics.data.dataset import ClassificationDataset  # noqa: E402
 
 
 def batches(folder: Path, side: int, batch_size: int, workers: int, mean: list, std: list) -> Iterable[dict]:
-    """A loader over the photos below `folder`: float32 pixels as `img`; one epoch each time it is iterated."""
+    """A loader over the photos below `folder`: float32 pixels as `img`; each iteration is one epoch."""
     plain = {"auto_augment": None, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "erasing": 0.0, "flipud": 0.5}
     options = get_cfg(overrides={"task": "classify", "imgsz": side, "scale": 0.92, **plain})
     photos = ClassificationDataset(str(folder / "train"), options, augment=True)

@@ -432,7 +432,7 @@ def test_a_last_checkpoint_that_never_arrives_ends_with_4(client, hub, photos, t
     assert said["code"] == 4 and "to retry: agritransfer publish" in said["err"]
     assert json.loads((run / "status.json").read_text()) == {"state": "not published", "exit_code": 4}
     again = client.run(*command)
-    assert again["code"] == 4 and "it is not published yet" in again["err"] and "epoch 1" not in again["out"]
+    assert again["code"] == 4 and "the run is not published yet" in again["err"] and "epoch 1" not in again["out"]
 
 
 def test_a_published_set_of_photos_gives_the_run_of_the_folder(client, hub, photos, tmp_path):

@@ -242,7 +242,7 @@ def test_a_model_without_positions_takes_another_size_with_the_same_weights(tmp_
 
 
 def test_a_size_between_patches_is_refused_with_the_two_nearest():
-    with pytest.raises(UsageError, match=r"--image_size 50 is no multiple of the patch size 8; use 48 or 56"):
+    with pytest.raises(UsageError, match=r"--image_size 50 is not a multiple of the patch size 8; use 48 or 56"):
         set_image_size(vit(), 50)
 
 
@@ -270,7 +270,7 @@ def test_a_size_between_patches_is_refused_with_the_two_nearest():
 def test_a_model_tied_to_its_size_is_refused_for_another_and_taken_for_its_own(model):
     tied = model()
     assert logits(set_image_size(tied, 32), pixels()).shape == (2, 3)
-    with pytest.raises(UsageError, match="leave --image_size out"):
+    with pytest.raises(UsageError, match="remove --image_size"):
         set_image_size(tied, 64)
 
 

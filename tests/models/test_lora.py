@@ -30,9 +30,9 @@ def test_adapters_in_the_last_blocks_alone_and_where_none_can_be():
     adapted = adapted_layers(add_lora(build("resnet"), **LORA, layers="1"))
     assert len(adapted) == 2 and all(".resnet.encoder.stages.1.layers.1." in name for name in adapted)
     for layers in ("0", "3", "4", "-1", "head", "1.5"):
-        with pytest.raises(UsageError, match=f"--lora_layers {layers} is neither all nor a number"):
+        with pytest.raises(UsageError, match=f"--lora_layers {layers} is invalid; use all or a number"):
             add_lora(build("resnet"), **LORA, layers=layers)
-    with pytest.raises(UsageError, match="none of the layers to adapt lies in the last 1 blocks"):
+    with pytest.raises(UsageError, match="none of the target layers is in the last 1 blocks"):
         add_lora(build("resnet"), **LORA | {"target_modules": ["shortcut.convolution"]}, layers="1")
 
 

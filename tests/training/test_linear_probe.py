@@ -1,4 +1,4 @@
-"""Tests that a solved head is the best one, that validation chooses its penalty, that features are computed once."""
+"""Tests that the fitted head is optimal, that validation chooses its penalty, that features are computed once."""
 
 import json
 

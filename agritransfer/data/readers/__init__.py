@@ -1,1 +1,1 @@
-"""What does each kind of source hold? One file a kind."""
+"""How is each kind of dataset read? One file per kind."""
