@@ -122,7 +122,7 @@ def test_a_job_that_fails_is_not_queued_again_and_one_that_is_done_ends_with_0(p
     words = [ROOT / "train_finetune.py", "--dataset_name", photos, "--model_name_or_path", tiny_vit, "--use_cpu"]
     words += ["--num_train_epochs", 1]
     assert cluster.start("one_gpu.sbatch", *words).wait(30) != 0
-    assert "name the run folder with --output_dir" in cluster.log.read_text()
+    assert "set the run folder with --output_dir" in cluster.log.read_text()
     words += ["--output_dir", run]
     assert cluster.start("one_gpu.sbatch", *words, "--train_layers", "some").wait(60) == 2
     assert cluster.start("one_gpu.sbatch", *words).wait(60) == 0
