@@ -51,15 +51,18 @@ print("imported:", *{name.split(".")[0] for name in sys.modules})
 
 
 INSTALLED = packages_distributions().keys()
-
-
-# lazy_loader stands in for what is imported later; `_distutils_hack` comes with every environment that has setuptools.
-ALWAYS = {"agritransfer", "lazy_loader", "_distutils_hack"}
-
-
+# What an environment imports by itself, such as `_distutils_hack` of setuptools or the hooks of CUDA's packages.
+BY_ITSELF = set(
+    subprocess.run(
+        [sys.executable, "-c", "import sys; print(*{name.split('.')[0] for name in sys.modules})"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+)
+# lazy_loader stands in for what is imported later.
+ALWAYS = {"agritransfer", "lazy_loader"} | BY_ITSELF
 FOR_PHOTOS = ALWAYS | {"PIL", "_pillow_heif", "numpy", "pillow_heif", "tqdm"}
-
-
 # A finished and exported run that lies in the repository; its weights do not.
 EXPORTED = ROOT / "space/model"
 
