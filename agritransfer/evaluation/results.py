@@ -12,6 +12,7 @@ from agritransfer.evaluation.intervals import accuracy_interval, macro_f1_interv
 from agritransfer.evaluation.metrics import scores_of
 from agritransfer.evaluation.novelty import Known, load_known
 from agritransfer.evaluation.selective import answered_scores, calibrate, verdicts
+from agritransfer.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from agritransfer.data.dataset import Splits
@@ -79,7 +80,8 @@ def read_calibration(folder: Path) -> tuple[dict[str, Any], Known | None] | None
 def results_table(results: dict[str, Any]) -> str:
     """The scores of a run as text: lab and field, the weakest classes, and when it answers "not sure"."""
     training, base = results["training"], results["base_model"]
-    lines = [f"\n{results['strategy']} on {results['dataset']['name']}" + (f", from {base['name']}" if base else "")]
+    title = STRATEGIES[results["strategy"]].title
+    lines = [f"\n{title} on {results['dataset']['name']}" + (f", from {base['name']}" if base else "")]
     lines.append(f"{'':<12}{'photos':>7}   {'accuracy (95% CI)':<24}{'macro F1 (95% CI)':<24}{'balanced':>8}")
     for split in ("validation", "test", "shift"):
         if row := results[split]:

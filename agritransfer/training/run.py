@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
+from transformers import TrainingArguments
 
 from agritransfer.arguments import DataArguments
 from agritransfer.data.dataset import SPLITS, Splits, write_splits_file
@@ -58,6 +59,16 @@ class Run:
         """Which photos are used, and how."""
         return self.arguments[0]
 
+    @property
+    def strategy(self) -> str:
+        """Its name in the table of strategies."""
+        return self.arguments[-2].strategy
+
+    @property
+    def training_args(self) -> TrainingArguments:
+        """The arguments of the Trainer."""
+        return self.arguments[-1]
+
     def end_stage(self, stage: str, *lines: str) -> None:
         """Print these lines and the peak memory of the stage that has just ended."""
         say(*lines, self.memory.line(stage))
@@ -69,11 +80,11 @@ def start_run(*arguments: Any) -> Iterator[Run]:
 
     If the run is already finished, the same command prints its results and exits with 0.
     """
-    args, restart = arguments[-1], arguments[0].restart
+    run = Run(arguments, Path(arguments[-1].output_dir), PeakMemory())
+    args, restart, folder = run.training_args, run.data_args.restart, run.folder
     prepare_process(args)
-    folder = Path(args.output_dir)
     try:
-        check_augmentation(arguments[0].augmentation, arguments[0].cached_views)
+        check_augmentation(run.data_args.augmentation, run.data_args.cached_views)
         _check_unused(folder, restart, args.push_to_hub)
     except UsageError as error:
         sys.exit(_say(error))
@@ -85,7 +96,7 @@ def start_run(*arguments: Any) -> Iterator[Run]:
         _write_status(folder, "running", None)
     with preemptible(), _reported(folder, args.should_save):
         say(settings_line(*arguments))
-        yield Run(arguments, folder, PeakMemory())
+        yield run
 
 
 @contextmanager
@@ -192,7 +203,7 @@ def write_results(
         scores["shift"] = {"name": shift.name, **scores["shift"]}
     results = {
         "schema": SCHEMA,
-        "strategy": run.arguments[-2].strategy,
+        "strategy": run.strategy,
         "base_model": base_model,
         **_data_facts(splits, [*splits.broken, *broken_in(trainer.state)]),
         "validation": scores["validation"],

@@ -33,7 +33,7 @@ def build_trainer(
     say(store.line())
     return ImageTrainer(
         model=model,
-        args=run.arguments[-1],
+        args=run.training_args,
         settings=run_settings(splits, base_model, *run.arguments),
         processor=processor,
         train_dataset=train_photos,
