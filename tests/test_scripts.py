@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from runs import EVERY_RUN, SHORT, check_run, clean_environment, files_of, predictions_of
+from finished_runs import EVERY_RUN, SHORT, check_run, clean_environment, files_of, predictions_of
 from transformers import AutoConfig
 
 ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/config.json"}

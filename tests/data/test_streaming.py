@@ -12,9 +12,9 @@ import datasets
 import pytest
 import torch
 from conftest import COLOURS, ROOT
+from finished_runs import EVERY_RUN, clean_environment, files_of
 from hubserver import serve
 from launching import LAUNCH, TOGETHER
-from runs import EVERY_RUN, clean_environment, files_of
 from shards import LABELS, put_parquet, put_tars
 from small_trainer import arguments, differing, trainer_of, vit, weights
 from survival import Session, SignalAtStep, digest

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from finished_runs import EVERY_RUN, SHORT, check_run, files_of
 from networks import build
 from photo_trainer import Calls, trainer_of
-from runs import EVERY_RUN, SHORT, check_run, files_of
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT
+from finished_runs import EVERY_RUN, clean_environment, files_of, predictions_of
 from launching import LAUNCH, TOGETHER
-from runs import EVERY_RUN, clean_environment, files_of, predictions_of
 from survival import digest, status
 
 from agritransfer.errors import DivergedError
