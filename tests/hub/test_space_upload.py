@@ -82,7 +82,7 @@ def test_it_is_said_to_run_only_when_it_does(run, client, hub):
     assert "its stage is BUILD_ERROR" in said["err"] and "/spaces/user/slow" in said["err"]
     again = said["err"].split("to retry: ")[1].strip()
     assert again.endswith("--space user/slow") and "--repo_id user/leaves" in again
-    assert client.run(*again.split()[3:])["code"] == 0
+    assert client.run(*again.split()[1:])["code"] == 0
 
 
 def test_what_stands_in_the_way_is_told_before_anything_is_uploaded(run, client, hub, tmp_path):

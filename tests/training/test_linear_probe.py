@@ -156,7 +156,7 @@ def test_feature_extraction_leaves_a_whole_run_folder_without_epochs(views, phot
     assert 1 <= training["best_step"] <= training["steps"] <= len(PENALTIES)
     # The seconds are told to a tenth.
     assert 24 * training["epochs"] / training["images_per_second"] == pytest.approx(training["seconds"], abs=0.06)
-    assert "learning_rate, weight_decay, num_train_epochs have no effect" in out
+    assert "learning_rate, weight_decay and num_train_epochs have no effect" in out
     assert out.count("has the best validation macro F1") == 1 and "forecast" not in out
     assert ("augmentation=none" in out) == (not views)
     assert training["penalty"] == PENALTIES[training["best_step"] - 1]
