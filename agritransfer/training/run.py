@@ -97,6 +97,9 @@ def start_run(*arguments: Any) -> Iterator[Run]:
     with preemptible(), _reported(folder, args.should_save):
         say(settings_line(*arguments))
         yield run
+    # Left to the end of the interpreter, the threads of gloo may abort a process that is done.
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        PartialState().destroy_process_group()
 
 
 @contextmanager
