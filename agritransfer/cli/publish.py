@@ -28,16 +28,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument(
-        "--repo_id", required=True, metavar="REPO", help="Hub repository: user/name or organization/name"
-    )
-    parser.add_argument(
-        "--hub_private_repo",
-        type=yes_or_no,
-        default=True,
-        metavar="true|false",
-        help="whether the repository is private (default: true)",
-    )
+    add_repository_flags(parser)
     parser.add_argument(
         "--share_splits",
         type=yes_or_no,
@@ -51,6 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--space", help="create or update a Space that serves the model: user/name; needs onnx/ in the run"
+    )
+
+
+def add_repository_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say where to publish, and for whom."""
+    parser.add_argument(
+        "--repo_id", required=True, metavar="REPO", help="Hub repository: user/name or organization/name"
+    )
+    parser.add_argument(
+        "--hub_private_repo",
+        type=yes_or_no,
+        default=True,
+        metavar="true|false",
+        help="whether the repository is private (default: true)",
     )
 
 

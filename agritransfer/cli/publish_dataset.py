@@ -11,19 +11,10 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    from agritransfer.cli.publish import yes_or_no
+    from agritransfer.cli.publish import add_repository_flags
 
     parser.add_argument("dataset", help="folder or Hub dataset ID, as for --dataset_name of the training scripts")
-    parser.add_argument(
-        "--repo_id", required=True, metavar="REPO", help="Hub repository: user/name or organization/name"
-    )
-    parser.add_argument(
-        "--hub_private_repo",
-        type=yes_or_no,
-        default=True,
-        metavar="true|false",
-        help="whether the repository is private (default: true)",
-    )
+    add_repository_flags(parser)
     parser.add_argument("--license", help="license of the photos, such as cc-by-4.0")
     parser.add_argument(
         "--validation_fraction", type=float, default=0.15, help="used if the dataset has no validation split"

@@ -62,7 +62,7 @@ def file_notes(content: bytes, name: str) -> tuple[str, ...]:
         if image.mode.startswith("I;16"):
             notes.append("16 bits per channel, scaled to 8")
         if image.mode == "CMYK":
-            notes.append("CMYK colours, converted to RGB")
+            notes.append("CMYK colors, converted to RGB")
         if image.getexif().get_ifd(ExifTags.IFD.GPSInfo):
             notes.append("a GPS position in the EXIF data (remove it before sharing)")
         return tuple(notes)

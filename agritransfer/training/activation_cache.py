@@ -42,7 +42,7 @@ CHECKSUM_BYTES = 4
 VERSION = 1
 
 
-class _Off(Exception):  # noqa: N818 training goes on without the cache
+class _Off(Exception):  # noqa: N818 training continues without the cache
     """Why activations are not cached; printed after "off, "."""
 
 

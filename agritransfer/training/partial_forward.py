@@ -32,7 +32,7 @@ class _Reached(Exception):  # noqa: N818 it ends a forward pass early and is not
         self.activation = activation
 
 
-class CannotCut(Exception):  # noqa: N818 training goes on with the whole network
+class CannotCut(Exception):  # noqa: N818 training continues with the whole network
     """Why a network cannot be split; printed after "off, "."""
 
 

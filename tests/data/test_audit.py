@@ -125,7 +125,7 @@ def test_what_the_files_tell_beside_their_pixels_is_counted(tmp_path, capsys):
     for words in (
         "1 photo with a GPS position in the EXIF data (remove it before sharing), such as rust/gps.jpg",
         "1 photo with PNG content but the suffix .jpg, such as rust/really_a_png.jpg",
-        "1 photo with CMYK colours, converted to RGB, such as rust/printer.jpg",
+        "1 photo with CMYK colors, converted to RGB, such as rust/printer.jpg",
         "1 photo with 16 bits per channel, scaled to 8, such as rust/16.png",
         "classes with fewer than 10 photos, whose scores will be unreliable: {'img_train': 3}",
         "1 name with a word that `datasets` takes for a split, such as 'img_train'",

@@ -184,7 +184,7 @@ def test_columns_may_be_chosen(answers):
         (
             "other_splits",
             "DataError",
-            "has no labelled photos in a train, validation or test split; left out: [\"the split '",
+            "has no labeled photos in a train, validation or test split; left out: [\"the split '",
         ),
         ("script", "DataError", "'user/script' has a loading script (script.py), which would run code here"),
         ("pickle", "DataError", "'user/pickle' contains the pickle data/rows.PKL, which can run code when it is read"),

@@ -98,7 +98,7 @@ def source_of_tables(
         # `datasets` refuses to rename a column to its own name.
         tables.append(table if image_column == "image" else table.rename_column(image_column, "image"))
     if not photos:
-        raise DataError(f"'{name}' has no labelled photos in a train, validation or test split; left out: {left_out}")
+        raise DataError(f"'{name}' has no labeled photos in a train, validation or test split; left out: {left_out}")
     images = datasets.concatenate_datasets(tables).cast_column("image", datasets.Image(decode=False))
     used = {photo.label for photo in photos}
     labels = [label for label in names if label in used] if names else sorted(used)
