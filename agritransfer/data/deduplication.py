@@ -4,7 +4,6 @@ Copies are found by their appearance, also after re-encoding, resizing, mirrorin
 and second shots of the same leaf are not found: give those a group.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -60,21 +59,17 @@ def near_pairs(features: np.ndarray, min_similarity: float) -> list[tuple[int, i
 
 def connect(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     """The connected components, of two or more indices each, of a graph with these pairs as its edges."""
-    parent = list(range(count))
+    if not pairs:
+        return []
+    # Imported here because most datasets have no copies, and a check of those needs no scipy.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    for left, right in pairs:
-        first, second = sorted((root(left), root(right)))
-        parent[second] = first
-    members = defaultdict(list)
-    for place in {int(place) for pair in pairs for place in pair}:
-        members[root(place)].append(place)
-    return sorted(sorted(group) for group in members.values() if len(group) > 1)
+    edges = tuple(np.array(pairs).T)
+    _, member_of = connected_components(coo_array((np.ones(len(pairs)), edges), shape=(count, count)))
+    order = np.argsort(member_of, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(member_of[order])) + 1)
+    return sorted(group.tolist() for group in groups if len(group) > 1)
 
 
 def _pairs_alike(thumbnails: np.ndarray) -> list[tuple[int, int]]:
