@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agritransfer.evaluation.calibration import calibrated_probabilities, expected_calibration_error
-from agritransfer.evaluation.intervals import accuracy_interval, macro_f1_interval
+from agritransfer.evaluation.intervals import accuracy_interval, class_average_intervals, f1_intervals
 from agritransfer.evaluation.metrics import scores_of
 from agritransfer.evaluation.novelty import Known, load_known
-from agritransfer.evaluation.selective import answered_scores, calibrate, verdicts
+from agritransfer.evaluation.selective import answered_scores, calibrate, never_sure, promise, verdicts
 from agritransfer.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -24,14 +24,18 @@ def score(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], groups: 
     """The entry of a split in `results.json`; logits (photos, classes), true label indices, groups ("" for none)."""
     scores = scores_of(logits, truth)
     answers = logits.argmax(axis=1)
-    per_class = [{"label": label, **row} for label, row in zip(labels, scores.pop("per_class"), strict=True)]
+    averages = class_average_intervals(answers, truth, len(labels), groups)
+    of_class = zip(labels, scores.pop("per_class"), f1_intervals(answers, truth, len(labels), groups), strict=True)
+    per_class = [{"label": label, **row, "f1_ci95": interval} for label, row, interval in of_class]
     matrix = scores.pop("confusion_matrix")
     return {
         "n": len(truth),
         "accuracy": scores.pop("accuracy"),
         "accuracy_ci95": accuracy_interval(answers == truth, groups),
         "macro_f1": scores.pop("macro_f1"),
-        "macro_f1_ci95": macro_f1_interval(answers, truth, len(labels), groups),
+        "macro_f1_ci95": averages["macro_f1"],
+        "balanced_accuracy": scores.pop("balanced_accuracy"),
+        "balanced_accuracy_ci95": averages["balanced_accuracy"],
         **scores,
         "per_class": per_class,
         "confusion_matrix": matrix,
@@ -82,6 +86,8 @@ def results_table(results: dict[str, Any]) -> str:
     training, base = results["training"], results["base_model"]
     title = STRATEGIES[results["strategy"]].title
     lines = [f"\n{title} on {results['dataset']['name']}" + (f", from {base['name']}" if base else "")]
+    if reason := never_sure(results["calibration"]):
+        lines.append(f'every answer of this model will be "not sure": {reason}')
     lines.append(f"{'':<12}{'photos':>7}   {'accuracy (95% CI)':<24}{'macro F1 (95% CI)':<24}{'balanced':>8}")
     for split in ("validation", "test", "shift"):
         if row := results[split]:
@@ -136,16 +142,15 @@ def _calibration_lines(results: dict[str, Any]) -> list[str]:
         f"{test['ece']:.3f} before, {test['ece_calibrated']:.3f} after"
     ]
     if calibration["threshold"] is None:
-        promise = f"an error of at most {calibration['target_error']:.0%}"
-        return [*lines, f'every answer will be "not sure": no threshold on the validation photos gives {promise}']
-    lines.append(f'"not sure" below a probability of {calibration["threshold"]:.2f}, "unknown" for unfamiliar photos:')
+        return lines
+    lines.append(f'"not sure" below a probability of {calibration["threshold"]:.2f}, "unknown" for unfamiliar photos;')
+    lines.append(f"{promise(calibration)}:")
     for split in ("test", "shift"):
         if row := results[split]:
             answered = row["answered"]
             error = "" if answered["error"] is None else f" with an error of {answered['error']:.1%}"
             lines.append(
-                f"  {split}: answers {answered['coverage']:.1%} of the photos{error} "
-                f"(target: {calibration['target_error']:.0%}); {answered['unknown']} unknown"
+                f"  {split}: answers {answered['coverage']:.1%} of the photos{error}; {answered['unknown']} unknown"
             )
     return lines
 

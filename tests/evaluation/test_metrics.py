@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 from transformers import EvalPrediction
 
-from agritransfer.evaluation.intervals import macro_f1_interval, wilson_interval
+from agritransfer.evaluation.intervals import class_average_intervals, f1_intervals, wilson_interval
 from agritransfer.evaluation.results import score
 from agritransfer.evaluation.trainer_metric import ClassificationMetric, compute_metrics
 
@@ -97,7 +97,9 @@ def test_one_split_of_the_results_has_every_field_and_is_json():
     assert (entry["n"], entry["accuracy"]) == (5, 0.8)
     assert entry["accuracy_ci95"] == wilson_interval(4, 5)
     assert entry["macro_f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
-    assert entry["macro_f1_ci95"] == macro_f1_interval(logits.argmax(1), truth, 3, [""] * len(truth))
-    assert entry["per_class"][1] == {"label": "mosaic", "n": 2, "precision": 1.0, "recall": 0.5, "f1": 2 / 3}
+    averages = class_average_intervals(logits.argmax(1), truth, 3, [""] * len(truth))
+    assert (entry["macro_f1_ci95"], entry["balanced_accuracy_ci95"]) == tuple(averages.values())
+    mosaic = {"label": "mosaic", "n": 2, "precision": 1.0, "recall": 0.5, "f1": 2 / 3}
+    assert entry["per_class"][1] == mosaic | {"f1_ci95": f1_intervals(logits.argmax(1), truth, 3, [""] * 5)[1]}
     assert entry["confusion_matrix"] == [[2, 0, 0], [0, 1, 1], [0, 0, 1]]
     assert {"balanced_accuracy", "top5_accuracy", "log_loss"} < set(entry)
