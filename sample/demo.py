@@ -1,4 +1,4 @@
-"""Train all four strategies on the drawn leaves and compare them: `make demo`.
+"""Train all four strategies on the drawn leaves, compare them and let one answer for a photo: `make demo`.
 
 All use the same photos and split. Takes about two minutes on two cores, without a network.
 """
@@ -34,18 +34,10 @@ def main() -> None:
     folders = {name: HERE.parent / f"runs/sample-{name}" for name in ORDER}
     compared = compare(read_candidates(list(folders.values())))
     print(f"\n{comparison_table(compared)}\n\n{recommendation(compared)}")
-    print(one_answer(folders["finetune"]))
+    print("\n=== one field photo: agritransfer predict runs/sample-finetune ... ===", flush=True)
+    predict = [sys.executable, "-m", "agritransfer", "predict", "runs/sample-finetune", PHOTO]
+    subprocess.run([*predict, "--output", "runs/predictions.csv"], check=True, cwd=HERE.parent)
     print(NEXT)
-
-
-def one_answer(folder: Path) -> str:
-    """The prediction of the fine-tuned model for one field photo."""
-    import transformers
-
-    transformers.logging.disable_progress_bar()
-    answers = transformers.pipeline("image-classification", model=str(folder))(str(HERE.parent / PHOTO), top_k=2)
-    said = " or ".join(f"{answer['label']} ({answer['score']:.0%})" for answer in answers)
-    return f"\n{PHOTO}: the fine-tuned model predicts {said}."
 
 
 NEXT = """

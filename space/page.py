@@ -99,9 +99,10 @@ def answer_html(answer: Answer, photo: Photo, code: str, *, with_evidence: bool)
     return "".join(parts)
 
 
-def waiting_html(code: str) -> str:
-    """The placeholder of the answer."""
-    return f'<p class="waiting" lang="{code}">{escape(TRANSLATIONS[code]["waiting"])}</p>'
+def waiting_html(code: str, is_ever_sure: bool = True) -> str:
+    """The placeholder of the answer; a model that is never sure says so before it is asked."""
+    told = "" if is_ever_sure else notice_html(TRANSLATIONS[code]["distrust_never_sure"], code)
+    return f'{told}<p class="waiting" lang="{code}">{escape(TRANSLATIONS[code]["waiting"])}</p>'
 
 
 def notice_html(notice: str, code: str) -> str:

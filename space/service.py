@@ -71,7 +71,7 @@ class Service:
         """The answer for one photo as HTML."""
         code = visitor_language(request)
         if photo is None:
-            return page.waiting_html(code)
+            return page.waiting_html(code, self.classifier.calibration["threshold"] is not None)
         try:
             answer, read = self._answer(photo)
         except PhotoError as error:

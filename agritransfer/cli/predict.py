@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from agritransfer.errors import DataError, UsageError
     from agritransfer.evaluation.results import read_calibration
-    from agritransfer.evaluation.selective import UNCALIBRATED
+    from agritransfer.evaluation.selective import UNCALIBRATED, never_sure
     from agritransfer.wording import counted
 
     if arguments.top_k < 1:
@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = _model_folder(arguments.model, arguments.model_revision)
     classifier = _load_classifier(folder)
     calibration, known = read_calibration(folder) or (None, None)
+    if calibration is not None and (reason := never_sure(calibration)):
+        print(f'note: every answer of this model is "not sure": {reason}')
     rows = _answer(classifier, files, calibration or UNCALIBRATED, known)
     _write_table(arguments.output, rows, classifier.labels, min(arguments.top_k, len(classifier.labels)))
     for row in rows[:SHOWN]:
@@ -215,6 +217,7 @@ def _sentence(row: dict, labels: list[str]) -> str:
 
 
 def _summary(rows: list[dict], calibration: dict | None) -> str:
+    from agritransfer.evaluation.selective import promise
     from agritransfer.wording import counted
 
     counts = Counter(row["verdict"] for row in rows)
@@ -226,8 +229,8 @@ def _summary(rows: list[dict], calibration: dict | None) -> str:
     if calibration is None:
         return f"{line}; the model has no results.json, so its probabilities are not calibrated"
     if calibration["threshold"] is None:
-        return f"{line}; no threshold reached the target error on the validation photos, so the model is never sure"
+        return f"{line}; this model is never sure"
     return (
-        f"{line}; probabilities are calibrated, and answers need at least {calibration['threshold']:.2f} "
-        f"(target: at most {calibration['target_error']:.0%} wrong answers on photos like the validation photos)"
+        f"{line}; probabilities are calibrated, and answers need at least {calibration['threshold']:.2f}: "
+        f"{promise(calibration)}"
     )

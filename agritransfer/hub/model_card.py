@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 
 from agritransfer.evaluation.report import markdown_table
 from agritransfer.evaluation.results import class_drops, epochs_text, interval_text
+from agritransfer.evaluation.selective import never_sure, promise
 from agritransfer.strategies import STRATEGIES
 from agritransfer.wording import counted
 
@@ -205,10 +206,11 @@ def _adapter_way(results: dict[str, Any], repo_id: str, adapter_fits_base: bool)
 
 def _intervals(results: dict[str, Any]) -> str:
     grouped = results["splits"]["method"] == "group"
-    unit = "groups of photos (copies, or the same plant, field or day)" if grouped else "photos"
+    unit = "; photos of one group (copies, or the same plant, field or day) count less" if grouped else ""
     return (
-        f"Brackets hold 95% confidence intervals: Wilson intervals for accuracy, bootstrap intervals over {unit} for "
-        "macro F1. The test photos were scored once, after training, with the saved files."
+        "Brackets hold 95% confidence intervals: Wilson's for accuracy, Clopper and Pearson's for macro F1 with the "
+        f"number of photos that an average over the classes is worth{unit}. The test photos were scored once, after "
+        "training, with the saved files."
     )
 
 
@@ -235,11 +237,8 @@ def _calibration(results: dict[str, Any]) -> str:
         f"photos. This changes the expected calibration error on the test photos from {test['ece']:.3f} to "
         f"{test['ece_calibrated']:.3f}. "
     )
-    if calibration["threshold"] is None:
-        return text + (
-            f"No threshold keeps the error on the validation photos below {calibration['target_error']:.0%}, so "
-            'every answer is "not sure".'
-        )
+    if reason := never_sure(calibration):
+        return f'**Every answer of this model is "not sure"**: {reason}.\n\n{text}'.rstrip()
     text += f'Below a probability of {calibration["threshold"]:.2f} the answer is "not sure"'
     text += '; for a photo unlike the known photos it is "unknown". ' if calibration["unknown"] else ". "
     for split, title in SPLIT_TITLES.items():
@@ -247,7 +246,8 @@ def _calibration(results: dict[str, Any]) -> str:
             answered = results[split]["answered"]
             error = "" if answered["error"] is None else f", and {answered['error']:.1%} of the answers are wrong"
             text += f"The model answers {answered['coverage']:.1%} of the {title} photos{error}. "
-    return text + f"The target was an error of at most {calibration['target_error']:.0%}."
+    said = promise(calibration)
+    return text + f"The promise: {said}. It does not hold for other photos, such as those of another camera or season."
 
 
 def _data(results: dict[str, Any]) -> str:

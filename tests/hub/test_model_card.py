@@ -97,7 +97,7 @@ def test_a_solved_head_is_told_by_its_penalty_and_a_trained_run_by_its_step():
 @pytest.mark.parametrize(
     ("calibration", "words"),
     [
-        ({"threshold": None}, "No threshold keeps the error on the validation photos below 5%"),
+        ({"threshold": None}, '**Every answer of this model is "not sure"**: no threshold'),
         ({"unknown": None}, "the model does not recognize such photos and names one of its classes"),
     ],
 )
