@@ -15,7 +15,7 @@ from publishing import TRAIN
 
 SPACE_FILES = {
     *("app.py", "classifier.py", "feedback.py", "guard.py", "page.py", "photos.py", "service.py"),
-    *("README.md", "requirements.txt", "style.css", "translations.json"),
+    *("README.md", "published.json", "requirements.txt", "style.css", "translations.json"),
 }
 
 
@@ -55,7 +55,7 @@ def test_the_space_names_the_model_and_the_commit_that_was_checked(run, client, 
     assert space.sdk == "gradio" and not space.private
     assert space.variables == {"MODEL_ID": "user/leaves", "MODEL_REVISION": commit}
     assert space.files.keys() - {".gitattributes"} == SPACE_FILES
-    for name in SPACE_FILES - {"README.md"}:
+    for name in SPACE_FILES - {"README.md", "published.json"}:
         assert space.files[name].content == (ROOT / "space" / name).read_bytes()
     card = space.files["README.md"].content.decode()
     assert re.search(r"^models:\n- user/leaves$", card, re.MULTILINE) and "license: mit" in card
