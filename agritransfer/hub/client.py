@@ -158,9 +158,9 @@ def upload(
 ) -> str:
     """Upload the files of a folder to a branch and delete those that we wrote before and no longer write.
 
-    Returns the commit. Files of others stay; only with `replace` are those overwritten whose names are needed. Adds
-    `published.json` to the folder. Failures are retried a few times. Before each attempt the branch is compared with
-    the folder, so that a commit is not repeated if only its response was lost. Raises `PublishError`.
+    Returns the commit. Files of others stay, except those whose names are needed, which are overwritten and printed.
+    Adds `published.json` to the folder. Failures are retried a few times. Before each attempt the branch is compared
+    with the folder, so that a commit is not repeated if only its response was lost. Raises `PublishError`.
     """
     write_record(folder)
     files, started = local_files(folder), time.monotonic()
@@ -169,7 +169,7 @@ def upload(
             found = read_branch(api, repo_id, branch, kind)
             if found.holds(files):
                 return found.head
-            _check_overwritten(found, files, branch, replace)
+            _check_others(found, files, branch, replace)
             api.upload_folder(
                 repo_id=repo_id,
                 repo_type=kind,
@@ -196,14 +196,15 @@ def upload(
     raise PublishError(f"after {counted(attempts, 'attempt')} {repo_id} still does not hold the files of this run")
 
 
-def _check_overwritten(found: Branch, files: Ids, branch: str, replace: bool) -> None:
-    """Raise `PublishError` for files of others that are in the way; print those that will be overwritten."""
+def _check_others(found: Branch, files: Ids, branch: str, replace: bool) -> None:
+    """Raise `PublishError` if the repository is not ours; print which files of others will be overwritten."""
     # Whose repository it is stands on its main branch.
-    obstacle = found.obstacle(replace) if branch == "main" else None
-    if obstacle := obstacle or (None if replace else found.taken(files)):
+    if branch != "main":
+        return
+    if obstacle := found.obstacle(replace):
         raise PublishError(obstacle)
     if names := found.overwritten(files):
-        say(f"overwritten in {found.repo_id}, not as agritransfer wrote it: {', '.join(names)}")
+        say(f"overwritten in {found.repo_id}, not listed as written by agritransfer: {', '.join(names)}")
 
 
 def _wait_after(error: Exception, attempt: int) -> float:

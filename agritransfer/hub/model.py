@@ -163,8 +163,11 @@ def write_export(folder: Path, export: Path, destination: Destination, base_lice
         config |= {"base_model_name_or_path": results["base_model"]["name"]}
         config |= {"revision": results["base_model"]["revision"]}
         adapter_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for path in destination.examples:
-        write_example(path, export / "examples" / f"{path.stem}.jpg")
+    targets = {export / "examples" / f"{path.stem}.jpg": path for path in destination.examples}
+    if len(targets) < len(destination.examples):
+        raise UsageError("two photos of --examples have the same name; rename one of them")
+    for target, path in targets.items():
+        write_example(path, target)
     if destination.share_splits:
         shutil.copyfile(folder / "splits.csv", export / "splits.csv")
     (export / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

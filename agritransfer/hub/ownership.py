@@ -81,14 +81,17 @@ class Branch:
         return {RECORD: [self.ids[RECORD]], **facts["files"]}
 
     @cached_property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing, or only the card that the Hub writes into a new repository."""
+        return not self.ids or (self.ids.keys() == {CARD} and _parts(self._read(CARD))[1] in ("", INITIAL_TEXT))
+
+    @cached_property
     def is_ours(self) -> bool:
-        """Whether it holds nothing yet, or was written by us."""
-        if not self.ids or self.record is not None:
+        """Whether we wrote to it before."""
+        if self.record is not None:
             return True
         header, text = _parts(self._read(CARD))
-        if TAG in (header.get("tags") or []) or (self.kind == "space" and text.endswith(SPACE_SENTENCE)):
-            return True
-        return self.ids.keys() == {CARD} and text in ("", INITIAL_TEXT)
+        return TAG in (header.get("tags") or []) or (self.kind == "space" and text.endswith(SPACE_SENTENCE))
 
     def holds(self, files: Ids) -> bool:
         """Whether it holds these files, whatever else it holds."""
@@ -106,24 +109,17 @@ class Branch:
                 f"'{self.repo_id}' holds the corrections of a Space's visitors ({_named(corrections)}); choose another "
                 "repository"
             )
-        if replace or self.is_ours:
+        if replace or self.is_empty or self.is_ours:
             return None
         return f"'{self.repo_id}' holds {_named(self.ids)} not written by agritransfer; {REMEDY}"
 
     def overwritten(self, files: Ids) -> list[str]:
-        """The files, not as we wrote them, that an upload would change; empty if what we wrote is not known."""
-        if self.is_ours and self.record is None:
+        """The files that an upload would change and that are not as our list says; all of them without a list."""
+        if self.is_empty:
             return []
         record = self.record or {}
         changed = [name for name in files if name in self.ids and self.ids[name] not in files[name]]
         return [name for name in changed if self.ids[name] not in record.get(name, ())]
-
-    def taken(self, files: Ids) -> str | None:
-        """Why these files may not be uploaded without `--replace`: others' files have their names; None if none has."""
-        # The card is written anew with each upload.
-        known = {CARD, *(self.record or {})}
-        names = [name for name in self.overwritten(files) if name not in known]
-        return f"'{self.repo_id}' holds {_named(names)} not written by agritransfer; {REMEDY}" if names else None
 
     def _read(self, name: str) -> str:
         if name not in self.ids:

@@ -99,14 +99,15 @@ def test_replace_keeps_what_others_wrote_and_says_what_it_overwrites(kind, run, 
         "dataset": ("publish-dataset", photos, "--repo_id", name),
         "space": ("publish", run, "--repo_id", "user/opened", "--hub_private_repo", "false", "--space", name),
     }[kind]
-    before = putting(name, kind, OTHERS | {taken: b"theirs", "README.md": MINE})
+    others = OTHERS | ({"data/train-more.parquet": b"theirs"} if kind == "dataset" else {})
+    before = putting(name, kind, others | {taken: b"theirs", "README.md": MINE})
     said = client.run(*command, "--replace", before=before)
     assert said["code"] == 0, said["err"]
-    assert f"overwritten in {name}, not as agritransfer wrote it: README.md, {taken}" in said["out"]
+    assert f"overwritten in {name}, not listed as written by agritransfer: README.md, {taken}" in said["out"]
     first = files_of(hub, name, f"{kind}s")
-    assert OTHERS.items() <= first.items() and first[taken] != b"theirs" and "agritransfer" in str(first["README.md"])
+    assert others.items() <= first.items() and first[taken] != b"theirs" and "agritransfer" in str(first["README.md"])
     record = json.loads(first["published.json"])["files"]
-    assert record.keys() == first.keys() - OTHERS.keys() - {"published.json"} and len(record) >= 4
+    assert record.keys() == first.keys() - others.keys() - {"published.json"} and len(record) >= 4
     # From now on it is ours, and the files of others stay.
     said = client.run(*command)
     assert said["code"] == 0, said["err"]
@@ -129,20 +130,18 @@ def test_only_what_we_wrote_and_nobody_changed_is_deleted_when_it_is_no_longer_w
     assert "onnx/model.onnx" not in files and "figures/old [1].png" not in files
     del theirs["config.json"]
     assert theirs.items() <= files.items() and json.loads(files["config.json"])
-    assert "not as agritransfer wrote it: config.json" in said["out"]
+    assert "not listed as written by agritransfer: config.json" in said["out"]
 
 
-def test_a_file_of_others_that_has_the_name_of_ours_is_not_overwritten_unasked(run, client, hub):
-    name = "user/same-name"
-    shutil.move(run / "onnx", run.parent / "onnx")
-    assert client.run("publish", run, "--repo_id", name)["code"] == 0
-    shutil.move(run.parent / "onnx", run / "onnx")
-    before = putting(name, "model", {"onnx/model.onnx": b"theirs"})
-    said = client.run("publish", run, "--repo_id", name, before=before)
-    assert said["code"] == 4 and "holds 1 file (onnx/model.onnx) not written by agritransfer" in said["err"]
-    assert files_of(hub, name)["onnx/model.onnx"] == b"theirs"
-    assert client.run("publish", run, "--repo_id", name, "--replace")["code"] == 0
-    assert files_of(hub, name)["onnx/model.onnx"] == (run / "onnx/model.onnx").read_bytes()
+def test_a_repository_of_an_earlier_version_is_published_to_and_nothing_in_it_is_deleted(run, client, hub):
+    name = "user/earlier"
+    card = b"---\ntags:\n- agritransfer\n---\n# Leaves\n"
+    theirs = {"README.md": card, "results.json": b"{}", "figures/former.png": b"1"}
+    said = client.run("publish", run, "--repo_id", name, before=putting(name, "model", theirs))
+    assert said["code"] == 0, said["err"]
+    assert f"overwritten in {name}, not listed as written by agritransfer: README.md, results.json" in said["out"]
+    files = files_of(hub, name)
+    assert files["figures/former.png"] == b"1" and files["results.json"] != b"{}" and "published.json" in files
 
 
 def test_files_that_come_between_the_check_and_the_commit_stay(run, client, hub):
@@ -201,7 +200,7 @@ CARD = "---\ntags:\n- agritransfer\n---\n# Leaves\n"
 
 
 @pytest.mark.parametrize(
-    ("kind", "files", "is_ours"),
+    ("kind", "files", "may_be_used"),
     [
         ("model", {}, True),
         ("model", {"README.md": "---\nlicense: mit\n---\n"}, True),
@@ -221,15 +220,16 @@ CARD = "---\ntags:\n- agritransfer\n---\n# Leaves\n"
         ("model", {"published.json": "no JSON"}, False),
     ],
 )
-def test_a_repository_is_ours_by_its_list_or_its_card(kind, files, is_ours, tmp_path):
+def test_a_repository_may_be_used_if_it_is_empty_or_ours_by_its_list_or_its_card(kind, files, may_be_used, tmp_path):
     class Client:
         def hf_hub_download(self, repo_id, name, **options):
             (tmp_path / name).write_text(files[name])
             return str(tmp_path / name)
 
     branch = Branch(Client(), "user/thing", kind, "0" * 40, dict.fromkeys(files, "1" * 40))
-    assert branch.is_ours == is_ours
-    assert (branch.obstacle(replace=False) is None) == is_ours and branch.obstacle(replace=True) is None
+    assert (branch.obstacle(replace=False) is None) == may_be_used and branch.obstacle(replace=True) is None
+    # The card that the Hub writes is nobody's.
+    assert (branch.overwritten(dict.fromkeys(files, ("2" * 64, "2" * 40))) == []) == branch.is_empty
     # Nothing of this is deleted: no list says that we wrote it.
     assert branch.outdated({"published.json": ("2" * 64, "2" * 40)}) == []
 

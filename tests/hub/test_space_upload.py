@@ -94,12 +94,15 @@ def test_what_stands_in_the_way_is_told_before_anything_is_uploaded(run, client,
     private = client.run("publish", run, "--repo_id", "user/secret", "--space", "user/secret-page")
     no_photo = publish(client, run, "--examples", run / "results.json")
     missing = publish(client, run, "--examples", tmp_path / "none.jpg")
-    assert [said["code"] for said in (without_onnx, free, private, no_photo, missing)] == [2, 2, 2, 3, 3]
+    twice = publish(client, run, "--examples", tmp_path / "a.jpg", tmp_path / "b/a.png")
+    refused = (without_onnx, free, private, no_photo, missing, twice)
+    assert [said["code"] for said in refused] == [2, 2, 2, 3, 3, 2]
+    assert "two photos of --examples have the same name" in twice["err"]
     assert "agritransfer export" in without_onnx["err"]
     assert "PRO accounts" in free["err"] and "python space/app.py --model" in free["err"]
     assert "--hub_private_repo false" in private["err"] and "HF_TOKEN" in private["err"]
     assert "results.json" in no_photo["err"] and "none.jpg" in missing["err"]
-    for said in (without_onnx, free, private, no_photo, missing):
+    for said in refused:
         assert len(said["err"].strip().splitlines()) == 1
     assert not any("/commit/" in request.path for request in hub.requests[before:])
     # With the secret in place a private model is served.
