@@ -76,9 +76,8 @@ class Branch:
             facts = json.loads(self._read(RECORD))
         except ValueError:
             return None
-        if not isinstance(facts, dict) or facts.get("written_by") != TAG:
-            return None
-        return {RECORD: [self.ids[RECORD]], **facts["files"]}
+        is_ours = isinstance(facts, dict) and facts.get("written_by") == TAG and isinstance(facts.get("files"), dict)
+        return {RECORD: [self.ids[RECORD]], **facts["files"]} if is_ours else None
 
     @cached_property
     def is_empty(self) -> bool:

@@ -216,6 +216,7 @@ CARD = "---\ntags:\n- agritransfer\n---\n# Leaves\n"
         ("model", {"README.md": "# Page\n\nMade with agritransfer.\n", "app.py": ""}, False),
         ("model", {"published.json": '{"written_by": "agritransfer", "files": {}}', "a": ""}, True),
         ("model", {"published.json": '{"written_by": "me"}'}, False),
+        ("model", {"published.json": '{"written_by": "agritransfer"}'}, False),
         ("model", {"published.json": "[]"}, False),
         ("model", {"published.json": "no JSON"}, False),
     ],
