@@ -83,12 +83,12 @@ def _check_with_model(arguments: argparse.Namespace, source, examination, report
     rows, files = [photo.row for photo in photos], [photo.file for photo in photos]
     dataset = PhotoDataset(source.images, rows, labels.tolist(), files, EvaluationPixels(processor))
     _, features = predict(model, dataset, batch_size=64)
-    alike = near_pairs(features, _similarity_of_crops(model, processor, source.images, photos, features))
+    alike, found = near_pairs(features, _similarity_of_crops(model, processor, source.images, photos, features), groups)
     report["near"] = [
-        {"files": [photos[a].file, photos[b].file], "similarity": round(similarity, 4)}
-        for a, b, similarity in alike
-        if groups[a] != groups[b]
+        {"files": [photos[a].file, photos[b].file], "similarity": round(similarity, 4)} for a, b, similarity in alike
     ]
+    if found > len(alike):
+        report["warnings"].append(f"{found:,} pairs of similar photos; the {len(alike):,} most similar are listed")
     suspects = suspected_mislabels(out_of_fold_probabilities(features, labels, groups), labels)
     report["suspected_mislabels"] = [
         {

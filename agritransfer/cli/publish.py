@@ -11,8 +11,9 @@ With a Space where visitors can try the model on their photos or on your example
 It uploads the model, its card, results and figures, the LoRA adapter and, after `export`, the ONNX
 files; never checkpoints, training photos or local paths. It then downloads the repository, compares it byte by
 byte and compares the predictions with those of the test. The token comes from `hf auth login` or
-HF_TOKEN. Exit code 0 on success; 4 on failure, with the command to retry, which uploads nothing
-twice.
+HF_TOKEN. Files that agritransfer did not write are never deleted. Exit code 0 on success; 2 if the
+repository holds files of others (see --replace); 4 on failure, with the command to retry, which
+uploads nothing twice.
 """
 
 import argparse
@@ -57,6 +58,12 @@ def add_repository_flags(parser: argparse.ArgumentParser) -> None:
         metavar="true|false",
         help="whether the repository is private (default: true)",
     )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="publish also to a repository with files that agritransfer did not write: they stay, except those whose "
+        "name is needed, which are overwritten and listed",
+    )
 
 
 def yes_or_no(text: str) -> bool:
@@ -75,16 +82,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     if not (arguments.run / "results.json").is_file():
         raise UsageError(f"'{arguments.run}' is not a finished run; a finished run has results.json")
-    repo_id = preflight(arguments.repo_id, arguments.hub_private_repo, arguments.run)
+    repo_id = preflight(arguments.repo_id, arguments.hub_private_repo, arguments.run, replace=arguments.replace)
     space_id = None
     if arguments.space is not None:
-        space_id = preflight_space(arguments.space, arguments.hub_private_repo, arguments.run)
+        space_id = preflight_space(arguments.space, arguments.hub_private_repo, arguments.run, arguments.replace)
     destination = Destination(
         repo_id,
         arguments.hub_private_repo,
         share_splits=arguments.share_splits,
         licence=arguments.license,
         examples=tuple(arguments.examples),
+        replace=arguments.replace,
     )
     published = publish_run(arguments.run, destination)
     (arguments.run / "status.json").write_text(json.dumps({"state": "done", "exit_code": 0}) + "\n")
@@ -99,7 +107,7 @@ def _publish_space(space_id: str, destination: "Destination", published: "Publis
     from agritransfer.hub.space import publish_space
 
     try:
-        space = publish_space(space_id, destination.repo_id, published, destination.licence)
+        space = publish_space(space_id, destination.repo_id, published, destination.licence, destination.replace)
     except PublishError as error:
         again = f"{retry_command(run, destination)} --space {space_id}"
         raise PublishError(f"the model is published, but its Space is not: {error}; to retry: {again}") from error

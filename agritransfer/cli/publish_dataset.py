@@ -3,7 +3,9 @@
     agritransfer publish-dataset photos --repo_id user/leaves
 
 A run on user/leaves has the same splits and fingerprint as a run on the folder. Broken and leaked
-photos are skipped and counted. Exit code 0 on success; 4 on failure: rerun the same command to retry.
+photos are skipped and counted. Files in the repository that agritransfer did not write are never
+deleted. Exit code 0 on success; 2 if the repository holds files of others (see --replace), or the
+corrections of a Space's visitors; 4 on failure: rerun the same command to retry.
 """
 
 import argparse
@@ -39,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     from agritransfer.hub.client import preflight
     from agritransfer.hub.dataset import publish_dataset
 
-    repo_id = preflight(arguments.repo_id, arguments.hub_private_repo, Path.cwd(), kind="dataset")
+    private, replace = arguments.hub_private_repo, arguments.replace
+    repo_id = preflight(arguments.repo_id, private, Path.cwd(), kind="dataset", replace=replace)
     splits = load_splits(
         arguments.dataset,
         validation_fraction=arguments.validation_fraction,
@@ -51,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(counts_table(splits))
     try:
-        published = publish_dataset(splits, repo_id, arguments.license, arguments.hub_private_repo)
+        published = publish_dataset(splits, repo_id, arguments.license, private, replace)
     except PublishError as error:
         raise PublishError(f"not published: {error}; rerun the same command to retry") from error
     print("published and verified: {url} ({tag}, {commit}); fingerprint {fingerprint}".format(**published))

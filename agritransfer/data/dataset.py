@@ -42,8 +42,9 @@ class Splits:
     """The photos of a run, all of them checked; `found` has all photos of the dataset, `photos` those that are used.
 
     `inspections` has the result of the audit for each of `photos`. `leaked` says, for each photo that is also in a
-    split that is scored later, where that copy is; `leaks_dropped` says whether those photos were left out. With a
-    `stream`, the train photos come from there and are not among these.
+    split that is scored later, where that copy is, and `shift_leaks` how many of these copies are in the second test
+    set; `leaks_dropped` says whether those photos were left out. With a `stream`, the train photos come from there and
+    are not among these.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Splits:
     leaks_dropped: bool
     warnings: tuple[str, ...]
     stream: TrainStream | None = None
+    shift_leaks: int = 0
 
     def of(self, split: str) -> list[Photo]:
         """The photos of one split."""
@@ -203,8 +205,8 @@ def load_shift_photos(
 ) -> tuple[Splits, Splits | None]:
     """Load a second test set, its labels matched by name; of a dataset with splits, only the test split is used.
 
-    Returns `splits` without the train and validation photos that are also in the second set, and that set; without a
-    name, returns `splits` unchanged and None.
+    Returns `splits` without the train and validation photos that are also in the second set, as the same bytes or as a
+    copy by its looks, and that set; without a name, returns `splits` unchanged and None.
     """
     if dataset_name is None:
         return splits, None
@@ -279,6 +281,7 @@ def _without_shift_leaks(splits: Splits, shift: Splits, on_leakage: Literal["dro
         inspections=inspections,
         fingerprint=_fingerprint(photos, inspections, splits.stream),
         leaked=splits.leaked | leaked,
+        shift_leaks=len(leaked),
     )
 
 
@@ -368,8 +371,8 @@ def counts_table(splits: Splits) -> str:
     lines += [f"note: {warning}" for warning in splits.warnings]
     if splits.stream:
         lines.append(
-            "note: the train photos are streamed; they are not checked for copies in validation or test (leakage), "
-            "and broken photos are found only during training"
+            "note: the train photos are streamed; they are not checked for copies in validation or test (leakage) "
+            "or in --shift_dataset_name, and broken photos are found only during training"
         )
     return "\n".join(lines)
 

@@ -21,7 +21,10 @@ COSINES = np.cos(np.pi / SIDE * np.outer(np.arange(HASH_SIDE), np.arange(SIDE) +
 COSINES[0] /= np.sqrt(2)
 # Transposed or not, upside down or not, left to right or not: the eight symmetries of a square.
 SYMMETRIES = [(transposed, rows, columns) for transposed in (0, 1) for rows in (1, -1) for columns in (1, -1)]
+# Photos that are compared at once, so that memory does not grow with the square of their number.
 BLOCK = 1024
+# Near pairs that are kept: among frames of one video, almost every pair is near.
+MOST_PAIRS = 10_000
 
 
 def thumbnail(picture: Image.Image) -> np.ndarray:
@@ -41,20 +44,32 @@ def find_duplicates(digests: Sequence[str], thumbnails: np.ndarray) -> list[list
     return connect(len(digests), [*pairs, *_pairs_alike(thumbnails)])
 
 
-def near_pairs(features: np.ndarray, min_similarity: float) -> list[tuple[int, int, float]]:
-    """Pairs of indices whose features (photos, width) have at least this cosine similarity around their mean.
+def near_pairs(
+    features: np.ndarray, min_similarity: float, groups: Sequence[str]
+) -> tuple[list[tuple[int, int, float]], int]:
+    """Pairs of indices with at least this cosine similarity around the mean of the features (photos, width).
 
-    The most similar pair comes first.
+    Pairs within a group are left out. Returns the most similar ones, at most 10,000, and how many there are.
     """
-    centred = features - features.mean(axis=0)
+    centred = features.astype(np.float32) - features.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    pairs = []
-    for start in range(0, len(centred), BLOCK):
-        similarity = centred[start : start + BLOCK] @ centred.T
-        rows, columns = np.nonzero(similarity >= min_similarity)
-        later = columns > rows + start
-        pairs += zip(rows[later] + start, columns[later], similarity[rows[later], columns[later]], strict=True)
-    return sorted(((int(a), int(b), float(s)) for a, b, s in pairs), key=lambda pair: -pair[2])
+    group_of = np.unique(np.asarray(groups), return_inverse=True)[1]
+    left, right, similarity, found = (*np.zeros((2, 0), int), np.zeros(0, np.float32), 0)
+    for top in range(0, len(centred), BLOCK):
+        for start in range(top, len(centred), BLOCK):
+            block = centred[top : top + BLOCK] @ centred[start : start + BLOCK].T
+            a, b = np.nonzero(block >= min_similarity)
+            kept = (a + top < b + start) & (group_of[a + top] != group_of[b + start])
+            a, b = a[kept], b[kept]
+            found += len(a)
+            similarity = np.append(similarity, block[a, b])
+            left, right = np.append(left, a + top), np.append(right, b + start)
+            if len(left) > MOST_PAIRS:
+                best = np.argsort(-similarity, kind="stable")[:MOST_PAIRS]
+                left, right, similarity = left[best], right[best], similarity[best]
+    order = np.argsort(-similarity, kind="stable")
+    pairs = zip(left[order].tolist(), right[order].tolist(), similarity[order].tolist(), strict=True)
+    return list(pairs), found
 
 
 def connect(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:

@@ -13,6 +13,8 @@ from agritransfer.evaluation.inference import predict
 from agritransfer.images.preprocessing import PhotoProcessor
 
 NEIGHBOURS = 5
+# Photos that are compared with all known ones at once.
+BLOCK = 256
 # Inverse strengths of the penalty on standardized features that cross-validation chooses from.
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 FOLDS = 5
@@ -21,9 +23,14 @@ FOLDS = 5
 def knn_answers(features: np.ndarray, known_features: np.ndarray, known_labels: np.ndarray) -> np.ndarray:
     """Predictions (photos,) of a vote of the 5 nearest known photos by cosine similarity, weighted by it."""
     unit, known = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (features, known_features))
-    similarity = unit @ known.T
+    answers = [_vote(unit[start : start + BLOCK] @ known.T, known_labels) for start in range(0, len(unit), BLOCK)]
+    return np.concatenate(answers) if answers else np.zeros(0, int)
+
+
+def _vote(similarity: np.ndarray, known_labels: np.ndarray) -> np.ndarray:
+    """Predictions (photos,) from the similarity of each photo to each known photo (photos, known)."""
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
-    votes = np.zeros((len(features), int(known_labels.max()) + 1))
+    votes = np.zeros((len(similarity), int(known_labels.max()) + 1))
     for column in nearest.T:
         np.add.at(votes, (np.arange(len(votes)), known_labels[column]), similarity[np.arange(len(votes)), column])
     return votes.argmax(axis=1)

@@ -12,6 +12,8 @@ KNOWN_SHARE = 0.93
 # With fewer validation photos no limit is fitted.
 FEWEST_KNOWN = 20
 
+# Photos that are compared at once, so that memory does not grow with the square of their number.
+BLOCK = 4096
 # A photo ties with itself whichever runtime computed it.
 ROUNDING = np.float32(1e-5)
 
@@ -49,11 +51,8 @@ def learn_known(features: np.ndarray, confidence: np.ndarray, groups: Sequence[s
     """The known photos, and the novelty score of each of them relative to the others."""
     # In the precision of the saved file, so that the run and everyone who loads it get the same verdicts.
     features, confidence = _unit(features).astype(np.float16).astype(np.float32), confidence.astype(np.float32)
-    similarity = features @ features.T
     names = np.array([group or f"photo {i}" for i, group in enumerate(groups)])
-    # Otherwise another photo of its group would make a photo look familiar.
-    similarity[names[:, None] == names[None]] = -1
-    distance = 1 - similarity.max(axis=1)
+    distance = _distance(features, features, np.unique(names, return_inverse=True)[1])
     known = Known(features, np.sort(confidence), np.sort(distance))
     return known, _strangeness(confidence, distance, known)
 
@@ -64,7 +63,22 @@ def strangeness(features: np.ndarray, confidence: np.ndarray, known: Known) -> n
     Each is converted to an empirical p-value on the validation photos, and the two are combined by Fisher's method:
     minus the sum of their logarithms.
     """
-    return _strangeness(confidence, 1 - (_unit(features) @ known.features.T).max(axis=1), known)
+    return _strangeness(confidence, _distance(_unit(features), known.features), known)
+
+
+def _distance(features: np.ndarray, known: np.ndarray, group_of: np.ndarray | None = None) -> np.ndarray:
+    """The cosine distance (photos,) of unit features to the nearest known one, if given not of the same group."""
+    nearest = np.full(len(features), -1, np.float32)
+    for top in range(0, len(features), BLOCK):
+        rows = slice(top, top + BLOCK)
+        for start in range(0, len(known), BLOCK):
+            columns = slice(start, start + BLOCK)
+            similarity = features[rows] @ known[columns].T
+            if group_of is not None:
+                # Otherwise another photo of its group would make a photo look familiar.
+                similarity[group_of[rows, None] == group_of[columns]] = -1
+            nearest[rows] = np.maximum(nearest[rows], similarity.max(axis=1))
+    return 1 - nearest
 
 
 def _strangeness(confidence: np.ndarray, distance: np.ndarray, known: Known) -> np.ndarray:

@@ -15,7 +15,8 @@ from huggingface_hub.errors import RevisionNotFoundError
 from transformers import TrainerCallback
 
 from agritransfer.errors import PublishError, UsageError, in_one_line
-from agritransfer.hub.client import LOST, NEVER, Destination, last_part, patient_client, upload
+from agritransfer.hub.client import LOST, Destination, last_part, patient_client, upload
+from agritransfer.hub.ownership import NEVER
 from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.runtime.process import say
 from agritransfer.training.checkpoints import best_of, newest_checkpoint, write_manifest

@@ -1,11 +1,11 @@
 """How do files reach the Hub, and how is the upload verified?
 
 Uploads of the client library may hang forever, fail at the first error or commit twice, and downloads are not verified.
-Here every wait has a timeout, an upload succeeds only if the branch then holds exactly the files, and downloads are
-compared with the uploaded files.
+Here every wait has a timeout, an upload succeeds only if the branch then holds the files, downloads are compared with
+the uploaded files, and files of others are never deleted.
 """
 
-import hashlib
+import glob
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,15 +15,14 @@ from pathlib import Path
 
 import httpx2
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from agritransfer.errors import PublishError, UsageError, in_one_line
+from agritransfer.hub.ownership import NEVER, REMEDY, Branch, Ids, local_files, read_branch, write_record
 from agritransfer.runtime.process import say
 from agritransfer.wording import counted
 
-# A pickle of the whole command line, which nothing needs.
-NEVER = ["training_args.bin"]
 ATTEMPTS = 5
 LONGEST_WAIT = 120
 # Seconds after which no new attempt is started.
@@ -35,7 +34,10 @@ LOST = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError)
 
 @dataclass
 class Destination:
-    """Where and how a run is published, and the last error of each branch."""
+    """Where and how a run is published, and the last error of each branch.
+
+    `replace` allows a repository with files of others, of which those whose names are needed are overwritten.
+    """
 
     repo_id: str
     private: bool
@@ -43,6 +45,7 @@ class Destination:
     share_splits: bool = True
     licence: str | None = None
     examples: tuple[Path, ...] = ()
+    replace: bool = False
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -51,10 +54,13 @@ def last_part(name: str) -> str:
     return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
-def preflight(name: str, private: bool, folder: Path, kind: str = "model") -> str:
+def preflight(
+    name: str, private: bool, folder: Path, kind: str = "model", *, replace: bool = False, remedy: str = REMEDY
+) -> str:
     """Check that the token may publish to a repository and create it; returns its full ID.
 
-    Raises `UsageError` with the remedy if it may not. The token itself is never printed.
+    Raises `UsageError` with the remedy if it may not, or if others have files there that it must not touch without
+    `replace`. The token itself is never printed.
     """
     api = huggingface_hub.HfApi()
     with patient_client(), _refusals(name, kind):
@@ -73,6 +79,13 @@ def preflight(name: str, private: bool, folder: Path, kind: str = "model") -> st
         huggingface_hub.utils.validate_repo_id(repo_id)
         sdk = "gradio" if kind == "space" else None
         api.create_repo(repo_id, repo_type=kind, private=private, space_sdk=sdk, exist_ok=True)
+        # A Space may be public while its model is private.
+        if private and kind != "space" and not api.repo_info(repo_id, repo_type=kind).private:
+            raise UsageError(
+                f"'{repo_id}' is public; make it private in its settings on the Hub, or add --hub_private_repo false"
+            )
+        if obstacle := read_branch(api, repo_id, "main", kind).obstacle(replace):
+            raise UsageError(obstacle.replace(REMEDY, remedy))
     free = shutil.disk_usage(_nearest(folder)).free
     if free < 10**9:
         raise UsageError(f"only {free / 1e6:.0f} MB of disk space are left at {folder}; publishing needs 1 GB there")
@@ -104,7 +117,7 @@ def _refusals(name: str, kind: str) -> Iterator[None]:
         }
         told = reasons.get(error.response.status_code)
         raise UsageError(told or f"the Hub refused '{name}': {in_one_line(error)}; retry later") from error
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, LocalEntryNotFoundError) as error:
         raise UsageError(
             f"the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached ({in_one_line(error)}); train without "
             "--push_to_hub and publish later: agritransfer publish RUN --repo_id USER/NAME"
@@ -141,31 +154,38 @@ def upload(
     branch: str = "main",
     kind: str = "model",
     attempts: int = ATTEMPTS,
+    replace: bool = False,
 ) -> str:
-    """Make a branch hold exactly the files of a folder; returns its commit.
+    """Upload the files of a folder to a branch and delete those that we wrote before and no longer write.
 
-    Failures are retried a few times. Before each attempt the branch is compared with the folder, so that a commit is
-    not repeated if only its response was lost. Raises `PublishError`.
+    Returns the commit. Files of others stay, except those whose names are needed, which are overwritten and printed.
+    Adds `published.json` to the folder. Failures are retried a few times. Before each attempt the branch is compared
+    with the folder, so that a commit is not repeated if only its response was lost. Raises `PublishError`.
     """
+    write_record(folder)
     files, started = local_files(folder), time.monotonic()
     for attempt in range(1, attempts + 1):
         try:
-            head, same = _compare(api, repo_id, branch, kind, files)
-            if same:
-                return head
+            found = read_branch(api, repo_id, branch, kind)
+            if found.holds(files):
+                return found.head
+            _check_others(found, files, branch, replace)
             api.upload_folder(
                 repo_id=repo_id,
                 repo_type=kind,
                 folder_path=folder,
                 revision=branch,
                 commit_message=message,
-                parent_commit=head,
+                # If anyone commits in between, the Hub refuses this one.
+                parent_commit=found.head,
                 ignore_patterns=list(NEVER),
-                delete_patterns="*",
+                delete_patterns=[glob.escape(name) for name in found.outdated(files)] or None,
             )
-            head, same = _compare(api, repo_id, branch, kind, files)
-            if same:
-                return head
+            found = read_branch(api, repo_id, branch, kind)
+            if found.holds(files):
+                return found.head
+        except PublishError:
+            raise
         except LOST as error:
             wait = _wait_after(error, attempt)
             spent = time.monotonic() - started
@@ -174,6 +194,17 @@ def upload(
             say(f"the upload failed ({in_one_line(error)}); retrying in {wait:.0f} s")
             time.sleep(wait)
     raise PublishError(f"after {counted(attempts, 'attempt')} {repo_id} still does not hold the files of this run")
+
+
+def _check_others(found: Branch, files: Ids, branch: str, replace: bool) -> None:
+    """Raise `PublishError` if the repository is not ours; print which files of others will be overwritten."""
+    # Whose repository it is stands on its main branch.
+    if branch != "main":
+        return
+    if obstacle := found.obstacle(replace):
+        raise PublishError(obstacle)
+    if names := found.overwritten(files):
+        say(f"overwritten in {found.repo_id}, not listed as written by agritransfer: {', '.join(names)}")
 
 
 def _wait_after(error: Exception, attempt: int) -> float:
@@ -190,32 +221,10 @@ def _wait_after(error: Exception, attempt: int) -> float:
     return wait
 
 
-def local_files(folder: Path) -> dict[str, tuple[str, str]]:
-    """The SHA-256 and the git blob ID of each file; the Hub reports one of the two."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in NEVER:
-            content = path.read_bytes()
-            git_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            files[path.relative_to(folder).as_posix()] = (hashlib.sha256(content).hexdigest(), git_id)
-    return files
-
-
-def _compare(
-    api: huggingface_hub.HfApi, repo_id: str, branch: str, kind: str, files: dict[str, tuple[str, str]]
-) -> tuple[str, bool]:
-    """The head of a branch, and whether it holds exactly these files."""
-    head = api.repo_info(repo_id, revision=branch, repo_type=kind).sha
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=kind)
-    rows = [entry for entry in tree if isinstance(entry, huggingface_hub.hf_api.RepoFile)]
-    ids = {row.path: row.lfs.sha256 if row.lfs else row.blob_id for row in rows if row.path != ".gitattributes"}
-    return head, ids.keys() == files.keys() and all(ids[name] in files[name] for name in files)
-
-
 def download(
     api: huggingface_hub.HfApi, repo_id: str, commit: str, folder: Path, cache: Path, kind: str = "model"
 ) -> Path:
-    """Download a commit into an empty cache and compare every file; if files differ, download once more.
+    """Download the files of a folder, at a commit, into an empty cache and compare them; if any differ, once more.
 
     Raises `PublishError` if files differ again.
     """
@@ -224,14 +233,19 @@ def download(
         try:
             served = Path(
                 api.snapshot_download(
-                    repo_id, revision=commit, cache_dir=cache, repo_type=kind, force_download=attempt > 0
+                    repo_id,
+                    revision=commit,
+                    cache_dir=cache,
+                    repo_type=kind,
+                    allow_patterns=[glob.escape(name) for name in expected],
+                    force_download=attempt > 0,
                 )
             )
         except LOST as error:
             if attempt:
                 raise PublishError(f"the upload cannot be downloaded again ({in_one_line(error)})") from error
             continue
-        found = {name: sha256 for name, (sha256, _) in local_files(served).items() if name != ".gitattributes"}
+        found = {name: sha256 for name, (sha256, _) in local_files(served).items()}
         if found == expected:
             return served
         differing = sorted(name for name in expected if found.get(name) != expected[name])

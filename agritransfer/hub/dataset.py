@@ -4,6 +4,7 @@ It is published as Parquet with its splits and labels. The bytes of the photos d
 dataset has the same fingerprint as a run on the folder.
 """
 
+import math
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -25,7 +26,9 @@ SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
 SHARD = 2000
 
 
-def publish_dataset(splits: Splits, repo_id: str, licence: str | None, private: bool) -> dict[str, str]:
+def publish_dataset(
+    splits: Splits, repo_id: str, licence: str | None, private: bool, replace: bool = False
+) -> dict[str, str]:
     """Upload the photos of these splits, download and compare them; returns {url, commit, tag, fingerprint}.
 
     Raises `DataError` if photos with GPS coordinates would be public and `PublishError` if the Hub does not serve the
@@ -39,7 +42,8 @@ def publish_dataset(splits: Splits, repo_id: str, licence: str | None, private: 
         export = Path(parent) / "export"
         write_parquet(splits, export)
         (export / "README.md").write_text(str(dataset_card(splits, repo_id, licence)), encoding="utf-8")
-        commit = upload(api, export, repo_id, counted(len(splits.photos), "photo"), kind="dataset")
+        message = counted(len(splits.photos), "photo")
+        commit = upload(api, export, repo_id, message, kind="dataset", replace=replace)
         download(api, repo_id, commit, export, Path(parent) / "cache", kind="dataset")
         served = _fingerprint_of(repo_id, commit)
         if served != splits.fingerprint:
@@ -74,9 +78,8 @@ def write_parquet(splits: Splits, folder: Path) -> None:
     bar = tqdm(total=len(splits.photos), desc="packing photos", delay=2, leave=False, disable=None)
     for split in SPLITS:
         photos = splits.of(split)
-        shards = range(0, len(photos), SHARD)
-        for number, start in enumerate(shards):
-            part = photos[start : start + SHARD]
+        for number, name in enumerate(_shard_names(splits, split)):
+            part = photos[number * SHARD : (number + 1) * SHARD]
             images = [splits.images[photo.row]["image"] for photo in part]
             rows = {
                 "image": [
@@ -86,10 +89,14 @@ def write_parquet(splits: Splits, folder: Path) -> None:
                 "file": [photo.file for photo in part],
                 **({"group": [photo.group for photo in part]} if with_groups else {}),
             }
-            name = f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
-            datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "data" / name)
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / name)
             bar.update(len(part))
     bar.close()
+
+
+def _shard_names(splits: Splits, split: str) -> list[str]:
+    count = math.ceil(len(splits.of(split)) / SHARD)
+    return [f"data/{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
 
 
 def dataset_card(splits: Splits, repo_id: str, licence: str | None) -> DatasetCard:
@@ -105,7 +112,8 @@ def dataset_card(splits: Splits, repo_id: str, licence: str | None) -> DatasetCa
         configs=[
             {
                 "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in SPLITS],
+                # By name, so that a file of others in the repository is not read as ours.
+                "data_files": [{"split": split, "path": _shard_names(splits, split)} for split in SPLITS],
             }
         ],
     )

@@ -35,13 +35,13 @@ from agritransfer.hub.client import (
     Destination,
     download,
     last_part,
-    local_files,
     patient_client,
     preflight,
     tag_commit,
     upload,
 )
 from agritransfer.hub.model_card import eval_results, model_card
+from agritransfer.hub.ownership import local_files
 from agritransfer.images.decoding import decode_photo
 from agritransfer.models.loading import load_processor
 from agritransfer.models.lora import load_adapter
@@ -86,7 +86,10 @@ def destination_of(args: TrainingArguments, share_splits: bool, licence: str | N
     if args.hub_strategy not in STRATEGIES:
         raise UsageError(f"--hub_strategy {args.hub_strategy.value} is not supported; use {', '.join(STRATEGIES)}")
     private = args.hub_private_repo is not False
-    repo_id = preflight(args.hub_model_id or Path(args.output_dir).name, private, Path(args.output_dir))
+    name = args.hub_model_id or Path(args.output_dir).name
+    remedy = "choose another --hub_model_id, or train without --push_to_hub and then run: agritransfer publish "
+    remedy += f"{args.output_dir} --repo_id {name} --replace, which overwrites only files whose name is needed"
+    repo_id = preflight(name, private, Path(args.output_dir), remedy=remedy)
     say(f"will be published as {repo_id} ({'private' if private else 'public'})")
     return Destination(repo_id, private, str(args.hub_strategy.value), share_splits, licence)
 
@@ -116,6 +119,7 @@ def retry_command(folder: Path, destination: Destination) -> str:
     command += [] if destination.share_splits else ["--share_splits", "false"]
     command += ["--license", destination.licence] if destination.licence else []
     command += ["--examples", *map(str, destination.examples)] if destination.examples else []
+    command += ["--replace"] if destination.replace else []
     return shlex.join(command)
 
 
@@ -131,7 +135,7 @@ def _publish(folder: Path, destination: Destination) -> Published:
         _check_card(export)
         macro_f1 = results["test"]["macro_f1"]
         message = f"{results['strategy']} on {last_part(results['dataset']['name'])}, test macro F1 {macro_f1:.3f}"
-        commit = upload(api, export, destination.repo_id, message)
+        commit = upload(api, export, destination.repo_id, message, replace=destination.replace)
         served = download(api, destination.repo_id, commit, export, Path(parent) / "cache")
         check_answers(results, destination.repo_id, commit, served, Path(parent) / "cache", photos)
         tag = tag_commit(api, destination.repo_id, commit)
@@ -159,8 +163,11 @@ def write_export(folder: Path, export: Path, destination: Destination, base_lice
         config |= {"base_model_name_or_path": results["base_model"]["name"]}
         config |= {"revision": results["base_model"]["revision"]}
         adapter_config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for path in destination.examples:
-        write_example(path, export / "examples" / f"{path.stem}.jpg")
+    targets = {export / "examples" / f"{path.stem}.jpg": path for path in destination.examples}
+    if len(targets) < len(destination.examples):
+        raise UsageError("two photos of --examples have the same name; rename one of them")
+    for target, path in targets.items():
+        write_example(path, target)
     if destination.share_splits:
         shutil.copyfile(folder / "splits.csv", export / "splits.csv")
     (export / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

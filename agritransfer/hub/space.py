@@ -16,6 +16,7 @@ from huggingface_hub import RepoCard
 from agritransfer.errors import PublishError, UsageError
 from agritransfer.hub.client import LOST, patient_client, preflight, upload
 from agritransfer.hub.model import Published
+from agritransfer.hub.ownership import TAG
 
 # The Space's files: in a checkout beside the package, in an installed package within it.
 SOURCE = Path(__file__).parents[2] / "space"
@@ -27,11 +28,11 @@ PATIENCE = 900
 POLL = 2.0
 
 
-def preflight_space(name: str, model_is_private: bool, run: Path) -> str:
+def preflight_space(name: str, model_is_private: bool, run: Path, replace: bool = False) -> str:
     """Create the Space if it is new and return its full ID; raises `UsageError` if it could not serve the model."""
     if not (run / "onnx/model.onnx").is_file():
         raise UsageError(f"{run} has no onnx/ folder, which a Space needs; first run: agritransfer export {run}")
-    space_id = preflight(name, model_is_private, run, kind="space")
+    space_id = preflight(name, model_is_private, run, kind="space", replace=replace)
     if model_is_private and "HF_TOKEN" not in huggingface_hub.HfApi().get_space_secrets(space_id):
         raise UsageError(
             f"the Space cannot read a private model: add --hub_private_repo false, or add a secret HF_TOKEN with read "
@@ -40,7 +41,9 @@ def preflight_space(name: str, model_is_private: bool, run: Path) -> str:
     return space_id
 
 
-def publish_space(space_id: str, model_id: str, published: Published, licence: str | None) -> dict[str, Any]:
+def publish_space(
+    space_id: str, model_id: str, published: Published, licence: str | None, replace: bool = False
+) -> dict[str, Any]:
     """Upload the Space of a published model and wait until it runs; returns {url, commit, seconds}.
 
     Raises `PublishError` if it does not start.
@@ -55,9 +58,8 @@ def publish_space(space_id: str, model_id: str, published: Published, licence: s
             api.add_space_variable(space_id, "MODEL_REVISION", published.commit)
         except LOST as error:
             raise PublishError(f"the variables of the Space could not be set ({error})") from error
-        commit = upload(
-            api, Path(parent) / "space", space_id, f"Serve {model_id} at {published.commit[:7]}", kind="space"
-        )
+        message = f"Serve {model_id} at {published.commit[:7]}"
+        commit = upload(api, Path(parent) / "space", space_id, message, kind="space", replace=replace)
         _wait_until_it_runs(api, space_id)
     return {"url": space_url(space_id), "commit": commit, "seconds": time.perf_counter() - started}
 
@@ -77,6 +79,7 @@ def write_space(folder: Path, model_id: str, licence: str | None) -> None:
     card.data.title = model_id.split("/")[-1]
     card.data.models = [model_id]
     card.data.license = licence
+    card.data.tags = [TAG]
     card.save(folder / "README.md")
 
 

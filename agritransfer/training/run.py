@@ -203,12 +203,12 @@ def write_results(
     sources = {split: shift if split == "shift" else splits for split in outputs}
     scores, calibration, known = score_splits(outputs, sources, run.data_args.target_error)
     if shift:
-        scores["shift"] = {"name": shift.name, **scores["shift"]}
+        scores["shift"] = {"name": shift.name, "fingerprint": shift.fingerprint, **scores["shift"]}
     results = {
         "schema": SCHEMA,
         "strategy": run.strategy,
         "base_model": base_model,
-        **_data_facts(splits, [*splits.broken, *broken_in(trainer.state)]),
+        **_data_facts(splits, shift, [*splits.broken, *broken_in(trainer.state)]),
         "validation": scores["validation"],
         "test": scores["test"],
         "shift": scores.get("shift"),
@@ -238,7 +238,12 @@ def write_results(
     print(f'or, to allow the answer "not sure": agritransfer predict {folder} PHOTOS')
 
 
-def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
+def _data_facts(splits: Splits, shift: Splits | None, broken: list[str]) -> dict[str, Any]:
+    # Streamed train photos are not read before training.
+    into_shift = {
+        "found": None if splits.stream else splits.shift_leaks,
+        "dropped": splits.shift_leaks if splits.leaks_dropped else 0,
+    }
     return {
         "dataset": {
             "name": splits.name,
@@ -252,9 +257,9 @@ def _data_facts(splits: Splits, broken: list[str]) -> dict[str, Any]:
             "method": splits.method,
             "seed": splits.seed,
             "leakage": {
-                # Streamed train photos are not read before training.
                 "found": None if splits.stream else len(splits.leaked),
                 "dropped": len(splits.leaked) if splits.leaks_dropped else 0,
+                **({"shift": into_shift} if shift else {}),
             },
             "broken": {"found": len(broken), "skipped": len(broken)},
         },

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -255,19 +256,54 @@ def test_equal_photos_with_different_labels_are_told(tmp_path, capsys):
     assert "1 group of copies with different labels, such as" in counts_table(load_splits(str(folder)))
 
 
-def test_a_train_photo_of_the_field_set_is_left_out(tmp_path):
-    lab, field = put(tmp_path / "lab", healthy=20, rust=20), put(tmp_path / "field", healthy=0, rust=0)
+def field_of(folder: Path, shift: int = 1000) -> Path:
+    """A folder of 20 drawn photos of two classes."""
+    put(folder, healthy=0, rust=0)
     for number in range(20):
-        drawn(1000 + number).save(field / f"{'rust' if number % 2 else 'healthy'}/{number}.png")
+        drawn(shift + number).save(folder / f"{'rust' if number % 2 else 'healthy'}/{number}.png")
+    return folder
+
+
+def test_a_train_photo_of_the_field_set_is_left_out(tmp_path):
+    lab, field = put(tmp_path / "lab", healthy=20, rust=20), field_of(tmp_path / "field")
     splits = load_splits(str(lab))
-    train = splits.of("train")[0].file
-    with Image.open(lab / train) as photo:
-        photo.resize((50, 40)).save(field / "rust/same.jpg")
+    copied, resized = (photo.file for photo in splits.of("train")[:2])
+    validation, test = (splits.of(split)[0].file for split in ("validation", "test"))
+    (field / "rust/bytes.jpg").write_bytes((lab / copied).read_bytes())
+    for name, file in {"looks": resized, "validation": validation, "test": test}.items():
+        with Image.open(lab / file) as photo:
+            ImageOps.mirror(photo).resize((50, 40)).save(field / f"rust/{name}.jpg")
     without, shift = load_shift_photos(str(field), splits)
-    assert without.leaked == {train: f"is also in {field} as rust/same.jpg"}
-    assert len(without.photos) == len(splits.photos) - 1 and len(shift.photos) == 21
-    with pytest.raises(DataError, match=r"is also in .*field as rust/same\.jpg"):
+    names = {copied: "bytes", resized: "looks", validation: "validation"}
+    assert without.leaked == {file: f"is also in {field} as rust/{name}.jpg" for file, name in names.items()}
+    assert len(without.photos) == len(splits.photos) - 3 and len(shift.photos) == 24 and without.shift_leaks == 3
+    assert f"left out, leaked: {copied} is also in {field} as rust/bytes.jpg" in counts_table(without)
+    kept, _ = load_shift_photos(str(field), replace(splits, leaks_dropped=False), on_leakage="keep")
+    assert len(kept.photos) == len(splits.photos) and kept.shift_leaks == 3
+    assert f"kept although leaked: {resized} is also in" in counts_table(kept)
+    with pytest.raises(DataError, match=r"is also in .*field as rust/(bytes|looks|validation)\.jpg"):
         load_shift_photos(str(field), splits, on_leakage="stop")
+
+
+def test_leaks_into_the_field_set_are_counted_and_its_photos_have_a_fingerprint(tmp_path, tiny_vit, run_script):
+    lab = put(tmp_path / "lab", healthy=20, rust=20)
+    leaked = lab / load_splits(str(lab)).of("train")[0].file
+    results = {}
+    for name, shift in {"field": 1000, "moved/field": 1000, "other/field": 2000}.items():
+        (field := tmp_path / name).parent.mkdir(exist_ok=True)
+        (field_of(field, shift) / "rust/leak.jpg").write_bytes(leaked.read_bytes())
+        run = tmp_path / f"run{len(results)}"
+        flags = ("--dataset_name", lab, "--shift_dataset_name", field, "--model_name_or_path", tiny_vit)
+        code, _, err = run_script(
+            "train_finetune.py", *flags, "--train_layers", "head", "--output_dir", run, "--use_cpu"
+        )
+        assert code == 0, err
+        results[name] = json.loads((run / "results.json").read_text())
+        assert results[name]["splits"]["leakage"] == {"found": 1, "dropped": 1, "shift": {"found": 1, "dropped": 1}}
+        assert results[name]["shift"]["n"] == 21
+    marks = [each["shift"]["fingerprint"] for each in results.values()]
+    # The pictures count: not the name of the folder, nor the number of photos.
+    assert marks[0] == marks[1] != marks[2]
 
 
 def test_a_model_finds_what_is_alike_and_labels_that_do_not_fit(photos, tiny_vit, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Copies are found whatever was done to them, and two photos of the same kind of thing are not taken for copies."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -118,6 +119,38 @@ def test_near_features_are_pairs_by_their_angle_around_the_mean():
     around = np.array([[1, 0], [0.99, 0.141], [0, 1], [-1, 0], [-0.99, -0.141], [0, -1.0]])
     features = around * [[3], [1], [2], [1], [5], [2]] * 0.1 + 40
     features -= features.mean(axis=0) - 40
-    assert near_pairs(around, 0.98)[0][:2] in ((0, 1), (3, 4))
-    assert {pair[:2] for pair in near_pairs(around, 0.98)} == {(0, 1), (3, 4)}
-    assert near_pairs(around, 0.98)[0][2] == pytest.approx(0.99, abs=1e-3)
+    pairs, found = near_pairs(around, 0.98, [f"{i}" for i in range(6)])
+    assert {pair[:2] for pair in pairs} == {(0, 1), (3, 4)} and found == 2
+    assert pairs[0][2] == pytest.approx(0.99, abs=1e-3)
+    assert near_pairs(around, 0.98, ["a", "a", *"bcde"]) == (pairs[1:] if pairs[0][:2] == (0, 1) else pairs[:1], 1)
+
+
+def test_near_pairs_in_blocks_are_those_of_the_whole_matrix(monkeypatch):
+    monkeypatch.setattr("agritransfer.data.deduplication.BLOCK", 7)
+    features = np.random.default_rng(0).normal(size=(60, 3))
+    unit = features - features.mean(axis=0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    groups = [f"{i // 2}" for i in range(60)]
+    wanted = {
+        (a, b): unit[a] @ unit[b] for b in range(60) for a in range(b) if a // 2 != b // 2 and unit[a] @ unit[b] >= 0.8
+    }
+    pairs, found = near_pairs(features, 0.8, groups)
+    assert {pair[:2] for pair in pairs} == wanted.keys() and found == len(pairs) == len(wanted) > 100
+    assert [pair[2] for pair in pairs] == sorted((pair[2] for pair in pairs), reverse=True)
+    monkeypatch.setattr("agritransfer.data.deduplication.MOST_PAIRS", 20)
+    assert near_pairs(features, 0.8, groups) == (pairs[:20], found)
+
+
+def memory_of(function, *arguments) -> int:
+    """The highest number of bytes that numpy held at once during a call, beyond its arguments."""
+    tracemalloc.start()
+    function(*arguments)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_the_memory_of_near_pairs_does_not_grow_with_their_number():
+    # Frames of one video: every pair is near, and the whole matrix alone would take 144 MB.
+    features = np.random.default_rng(0).normal(size=(6000, 8)).astype(np.float32) * [1, *[0.01] * 7]
+    assert memory_of(near_pairs, features, 0.0, [f"{i}" for i in range(6000)]) < 72e6

@@ -297,6 +297,7 @@ def test_a_streamed_run_leaves_what_every_run_leaves(parquet, tiny_vit, tmp_path
     assert len((run / "splits.csv").read_text().splitlines()) == 1 + 24
     card = str(model_card(results, "u/m", [], licence=None, base_licence=None, adapter_fits_base=True))
     assert "not checked for copies of validation or test photos" in card and "| blight | 8 | 4 | 4 |" in card
+    assert "not checked for copies in validation or test (leakage) or in --shift_dataset_name" in out
     # The same command on a finished run prints its results; on an unfinished one with other shards it is refused.
     assert "is finished" in run_script("train_finetune.py", *flags, "--class_weights", "balanced")[1]
     (run / "results.json").unlink()

@@ -28,6 +28,7 @@ RUN_FILES = {
     "known_features.safetensors",
     "model.safetensors",
     "preprocessor_config.json",
+    "published.json",
     "results.json",
     "splits.csv",
 }
@@ -335,7 +336,7 @@ def test_checkpoints_are_uploaded_while_training_and_a_failure_is_said_and_made_
     assert said["out"].index("training continues") < said["out"].index("epoch 2/2")
     branch = served(hub, "user/saved", "last-checkpoint")
     kept = {path.relative_to(run / "checkpoints").as_posix() for path in run.glob("checkpoints/checkpoint-*/*")}
-    assert set(branch) == {name for name in kept if not name.endswith("README.md")}
+    assert set(branch) == {name for name in kept if not name.endswith("README.md")} | {"published.json"}
     assert {"checkpoint-2/optimizer.pt", "checkpoint-2/trainer_state.json"} <= set(branch)
     assert set(served(hub, "user/saved")) == RUN_FILES | ADAPTER_FILES
     for path in (tmp_path, tiny_vit.parent):
@@ -373,11 +374,11 @@ def test_a_run_that_lost_its_disk_goes_on_from_the_hub_and_ends_bit_identical(
     assert said["code"] == 75 and "the checkpoint of step 6 is complete" in said["err"], said["err"]
     # The last checkpoint, and that of the best weights so far.
     folders = {name.split("/")[0] for name in served(hub, repo_id, "last-checkpoint")}
-    assert folders == {"checkpoint-5", "checkpoint-6"}
+    assert folders == {"checkpoint-5", "checkpoint-6", "published.json"}
     assert "README.md" not in served(hub, repo_id)
     shutil.rmtree(run)
 
-    hub.faults[:] = [Fault("GET", "/resolve/", times=99, status=503)]
+    hub.faults[:] = [Fault("GET", "/resolve/.*/checkpoint-", times=99, status=503)]
     said = client.run(*command)
     assert said["code"] == 2 and "could not be downloaded" in said["err"] and "--restart" in said["err"]
     hub.faults.clear()
@@ -446,6 +447,7 @@ def test_a_published_set_of_photos_gives_the_run_of_the_folder(client, hub, phot
     files = repository.files
     assert set(files) - {".gitattributes"} == {
         "README.md",
+        "published.json",
         *(f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")),
     }
     card = files["README.md"].content.decode()
@@ -479,7 +481,10 @@ def test_photos_that_tell_their_place_are_not_opened_to_all(client, hub, tmp_pat
         and "a GPS position in the EXIF data" in said["err"]
         and "or publish to a private repository" in said["err"]
     )
-    assert client.run(*command)["code"] == 0
+    # The repository is public by now, and so would the photos be.
+    said = client.run(*command)
+    assert said["code"] == 2 and "'user/placed' is public; make it private in its settings" in said["err"]
+    assert client.run(*command[:2], "--repo_id", "user/placed-privately")["code"] == 0
 
 
 def test_folders_are_named_by_their_last_part_on_either_kind_of_machine():

@@ -15,7 +15,7 @@ from publishing import TRAIN
 
 SPACE_FILES = {
     *("app.py", "classifier.py", "feedback.py", "guard.py", "page.py", "photos.py", "service.py"),
-    *("README.md", "requirements.txt", "style.css", "translations.json"),
+    *("README.md", "published.json", "requirements.txt", "style.css", "translations.json"),
 }
 
 
@@ -55,7 +55,7 @@ def test_the_space_names_the_model_and_the_commit_that_was_checked(run, client, 
     assert space.sdk == "gradio" and not space.private
     assert space.variables == {"MODEL_ID": "user/leaves", "MODEL_REVISION": commit}
     assert space.files.keys() - {".gitattributes"} == SPACE_FILES
-    for name in SPACE_FILES - {"README.md"}:
+    for name in SPACE_FILES - {"README.md", "published.json"}:
         assert space.files[name].content == (ROOT / "space" / name).read_bytes()
     card = space.files["README.md"].content.decode()
     assert re.search(r"^models:\n- user/leaves$", card, re.MULTILINE) and "license: mit" in card
@@ -94,12 +94,15 @@ def test_what_stands_in_the_way_is_told_before_anything_is_uploaded(run, client,
     private = client.run("publish", run, "--repo_id", "user/secret", "--space", "user/secret-page")
     no_photo = publish(client, run, "--examples", run / "results.json")
     missing = publish(client, run, "--examples", tmp_path / "none.jpg")
-    assert [said["code"] for said in (without_onnx, free, private, no_photo, missing)] == [2, 2, 2, 3, 3]
+    twice = publish(client, run, "--examples", tmp_path / "a.jpg", tmp_path / "b/a.png")
+    refused = (without_onnx, free, private, no_photo, missing, twice)
+    assert [said["code"] for said in refused] == [2, 2, 2, 3, 3, 2]
+    assert "two photos of --examples have the same name" in twice["err"]
     assert "agritransfer export" in without_onnx["err"]
     assert "PRO accounts" in free["err"] and "python space/app.py --model" in free["err"]
     assert "--hub_private_repo false" in private["err"] and "HF_TOKEN" in private["err"]
     assert "results.json" in no_photo["err"] and "none.jpg" in missing["err"]
-    for said in (without_onnx, free, private, no_photo, missing):
+    for said in refused:
         assert len(said["err"].strip().splitlines()) == 1
     assert not any("/commit/" in request.path for request in hub.requests[before:])
     # With the secret in place a private model is served.
