@@ -9,7 +9,8 @@ from agritransfer.arguments import FinetuneArguments
 from agritransfer.models.structure import find_head, layer_depths
 
 # The layers whose weights are matrices or filters.
-DECAYING_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+DECAYING_LAYERS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention, nn.RNNBase)
 # Layers that compute position biases or embeddings: Swin V2's in transformers and timm, MaxxViT's, Twins'.
 OF_POSITIONS = re.compile(r"(^|\.)(continuous_position_bias_mlp|cpb_mlp|rel_pos|pos_block)\.")
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import photo_trainer
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -14,6 +15,7 @@ from agritransfer.data.dataset import load_splits
 from agritransfer.errors import UsageError
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.models.freezing import batchnorm_of_single_values, freeze_batchnorm_statistics, train_layers
+from agritransfer.training.activation_cache import CachedPhotos, frozen_prefix
 
 NO_FILES = {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no"}
 # Networks whose last maps have one pixel for photos of 32 x 32 pixels.
@@ -73,6 +75,18 @@ def test_no_photo_is_left_out_where_none_must_be(kind, batch, layers, tmp_path, 
     trainer.train()
     assert trainer.state.global_step == -(-8 // batch)
     assert "left out" not in capsys.readouterr().out
+
+
+def test_one_photo_is_left_out_of_cached_views_too(photos, tmp_path, capsys):
+    model, splits = build("timm efficientnet"), load_splits(str(photos))
+    train_layers(model, "1")
+    batch = {"per_device_train_batch_size": 23, "num_train_epochs": 3}
+    trainer = photo_trainer.trainer_of(model, splits, tmp_path, **batch)
+    with frozen_prefix(trainer, splits, 1, "light", 10**9):
+        assert isinstance(trainer.train_dataset, CachedPhotos)
+        trainer.train()
+    assert trainer.state.global_step == 3
+    assert "1 of 24 train photos is left out of each epoch" in capsys.readouterr().out
 
 
 def test_a_stream_leaves_its_last_photo_out_too(tmp_path, capsys):
