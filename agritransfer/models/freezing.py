@@ -1,7 +1,9 @@
 """Which pretrained weights are trained?"""
 
 from collections import Counter
+from functools import partial
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
@@ -52,6 +54,35 @@ def freeze_batchnorm_statistics(model: nn.Module, of_frozen_layers_only: bool = 
 
 def _stay_in_eval(module: nn.Module, _inputs: tuple) -> None:
     module.eval()
+
+
+def batchnorm_of_single_values(model: nn.Module, pixels: torch.Tensor) -> str | None:
+    """The name of a BatchNorm layer that is trained and gets one value per channel from these pixels, or None.
+
+    torch refuses to normalize a single value. No weight, no statistic and no random state changes.
+    """
+    found: list[str] = []
+
+    # Runs after the hook that keeps frozen statistics, and ends training mode before the layer itself runs.
+    def note(name: str, module: nn.Module, given: tuple) -> None:
+        if module.training and given[0].numel() == given[0].shape[1]:
+            found.append(name)
+        module.eval()
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in layers.items()]
+    was_training = model.training
+    model.eval()
+    try:
+        for module in layers.values():
+            module.train()
+        with torch.no_grad():
+            model(pixel_values=pixels)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
 
 
 def trainable_line(model: nn.Module) -> str:

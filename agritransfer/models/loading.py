@@ -21,7 +21,7 @@ from transformers import (
 from agritransfer.arguments import ModelArguments
 from agritransfer.errors import UsageError
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
-from agritransfer.models.structure import find_head, is_timm
+from agritransfer.models.structure import check_head, find_head, is_timm
 
 # Progress bars for a second of loading would clutter the output.
 transformers.logging.disable_progress_bar()
@@ -90,6 +90,8 @@ def load_pretrained(
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _cannot_load("model", model_name_or_path, error) from error
+    model = set_image_size(model, image_size)
+    check_head(model, image_size)
     head_name, head = find_head(model)
     fresh = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
     if lost := sorted(key for key in fresh if not key.startswith(head_name)):
@@ -103,7 +105,7 @@ def load_pretrained(
         # Otherwise a head of the same size for other labels would be kept.
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
-    return _in_channels_last(set_image_size(model, image_size))
+    return _in_channels_last(model)
 
 
 def _in_channels_last(model: PreTrainedModel) -> PreTrainedModel:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperForImageClassification
+from transformers.utils import ModelOutput
 
-from agritransfer.errors import UsageError
+from agritransfer.errors import UsageError, in_one_line
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -20,6 +21,76 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
     if not heads:
         raise UsageError(f"{type(model).__name__} has no linear classification head; choose another model")
     return heads[-1]
+
+
+def check_head(model: PreTrainedModel, image_size: int) -> None:
+    """Raise `UsageError` unless the model gives the output of its head as the logits of a photo, and nothing else.
+
+    Distilled networks average two heads, only one of which would be solved, and other outputs would be scored as
+    further answers. The head's output is replaced in a forward pass of a blank photo: the logits must be that output.
+    """
+    name, head = find_head(model)
+    expected = torch.arange(1.0, head.out_features + 1).unsqueeze(0)
+    shapes: list[torch.Size] = []
+
+    def replace(_module: nn.Module, given: tuple, output: torch.Tensor) -> torch.Tensor:
+        shapes.append(given[0].shape)
+        return expected.expand_as(output)
+
+    hook = head.register_forward_hook(replace)
+    try:
+        outputs = _outputs_for_blank_photo(model, image_size)
+    finally:
+        hook.remove()
+    kind = _architecture_of(model)
+    if len(heads := _linears_outside_blocks(model, head.out_features)) > 1 and not _equal(outputs, expected):
+        raise UsageError(
+            f"{kind} combines the outputs of {len(heads)} heads ({', '.join(heads)}), as distilled models do, "
+            "which is not supported; choose a model with one head, such as facebook/deit-small-patch16-224"
+        )
+    if list(outputs) != ["logits"]:
+        raise UsageError(
+            f"{kind} returns {', '.join(outputs)} rather than the logits alone, and validation would score all of it; "
+            "set output_hidden_states and output_attentions to false in its config.json, or choose another model"
+        )
+    if shapes != [torch.Size((1, head.in_features))] or not _equal(outputs, expected):
+        raise UsageError(
+            f"the logits of {kind} are not the output of its linear layer {name} for one vector per photo, so it has "
+            "no linear classification head; choose another model"
+        )
+
+
+def _equal(outputs: ModelOutput, expected: torch.Tensor) -> bool:
+    return "logits" in outputs and torch.equal(outputs["logits"], expected)
+
+
+def _linears_outside_blocks(model: nn.Module, out_features: int) -> list[str]:
+    blocks = tuple(block + "." for block in find_blocks(model))
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == out_features and not name.startswith(blocks)
+    ]
+
+
+def _outputs_for_blank_photo(model: PreTrainedModel, image_size: int) -> ModelOutput:
+    """What the model returns for a blank photo in evaluation mode; `UsageError` if it does not support the size."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            return model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"this {_architecture_of(model)} model does not support {image_size} pixels "
+            f"({in_one_line(error)}); remove --image_size or choose another model"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def _architecture_of(model: PreTrainedModel) -> str:
+    """The name of a network for messages: timm's for a timm network, else its class."""
+    return model.config.architecture if is_timm(model) else type(model).__name__
 
 
 def find_blocks(model: nn.Module) -> list[str]:

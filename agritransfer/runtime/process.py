@@ -8,11 +8,14 @@ import ctypes
 import gc
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from agritransfer.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -66,13 +69,29 @@ def physical_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
 
 
 def prepare_process(args: "TrainingArguments") -> None:
-    """Seed this process and set its share of the cores."""
+    """Seed this process and set its share of the cores; `UsageError` if the Trainer would use several GPUs in it."""
     import torch
     import transformers
 
+    if args.n_gpu > 1:
+        raise UsageError(_one_process_per_gpu(args.n_gpu))
     # accelerate limits every process to one thread when its configuration allows a GPU.
     torch.set_num_threads(max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     transformers.set_seed(args.seed)
+
+
+def _one_process_per_gpu(gpus: int) -> str:
+    """Why one process cannot use several GPUs, and this process's command for all of them and for one."""
+    program = Path(sys.argv[0])
+    # A script, or `agritransfer finetune`.
+    started = [program.name] if program.suffix else ["-m", *sys.argv[0].split()]
+    command = shlex.join([*started, *sys.argv[1:]])
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return (
+        f"{gpus} GPUs are visible to a single process, where the Trainer would use DataParallel and scale the loss "
+        "twice; start one process per GPU: accelerate launch --config_file accelerate_config.yaml --multi_gpu "
+        f"--num_processes {gpus} {command} -- or use one GPU: CUDA_VISIBLE_DEVICES={first} python {command}"
+    )
 
 
 def is_distributed() -> bool:

@@ -25,6 +25,7 @@ from agritransfer.models.freezing import freeze_batchnorm_statistics
 from agritransfer.models.structure import find_head
 from agritransfer.runtime.process import say
 from agritransfer.training.partial_forward import activations, batches_of
+from agritransfer.training.resume import has_checkpoint
 from agritransfer.training.trainer import ImageTrainer
 
 # Inverse penalty strengths on standardized features, strongest penalty first; each fit starts from the previous one.
@@ -148,10 +149,13 @@ def begin_with_solved_head(trainer: ImageTrainer, train_photos: Dataset) -> None
     """Fit the head of the model on the pretrained features before fine-tuning starts.
 
     LP-FT (Kumar et al., ICLR 2022): a random head would first distort the pretrained features. `train_photos` are the
-    train photos with evaluation pixels.
+    train photos with evaluation pixels. A run that resumes has a head in its checkpoint, so none is fitted.
     """
     # The head is fitted to features normalized by the pretrained statistics, which differ from those of a batch.
     freeze_batchnorm_statistics(trainer.model, of_frozen_layers_only=False)
+    if has_checkpoint(trainer.args):
+        say("head: taken from the checkpoint, not fitted again")
+        return
     with trainer.times.spent("features and head"):
         _solve_for(trainer, train_photos, None)
 

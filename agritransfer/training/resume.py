@@ -84,6 +84,13 @@ def checkpoint_to_resume(args: TrainingArguments, settings: dict[str, Any]) -> s
     return str(checkpoint)
 
 
+def has_checkpoint(args: TrainingArguments) -> bool:
+    """Whether the run folder holds a complete checkpoint; one process looks, and tells the others."""
+    folder = Path(args.output_dir) / "checkpoints"
+    found = [args.process_index == 0 and newest_checkpoint(folder)[0] is not None]
+    return (broadcast_object_list(found) if args.world_size > 1 else found)[0]
+
+
 def _find(folder: Path) -> Path | None:
     newest, faults = newest_checkpoint(folder)
     for checkpoint, fault in faults.items():

@@ -82,10 +82,11 @@ def start_run(*arguments: Any) -> Iterator[Run]:
     """
     run = Run(arguments, Path(arguments[-1].output_dir), PeakMemory())
     args, restart, folder = run.training_args, run.data_args.restart, run.folder
-    prepare_process(args)
     try:
         check_augmentation(run.data_args.augmentation, run.data_args.cached_views)
         _check_unused(folder, restart, args.push_to_hub)
+        # After the results of a finished run, which need no GPU, have been printed.
+        prepare_process(args)
     except UsageError as error:
         sys.exit(_say(error))
     PartialState().wait_for_everyone()

@@ -25,10 +25,12 @@ from transformers import (
 from transformers.trainer_utils import rotate_checkpoints
 
 from agritransfer.data.streaming import StreamedPhotos, collate_stream
-from agritransfer.errors import DivergedError, StorageError
+from agritransfer.errors import DivergedError, StorageError, UsageError
 from agritransfer.images.photo_dataset import PhotoDataset, collate
 from agritransfer.images.pixel_cache import StoredPixels
 from agritransfer.images.preprocessing import PhotoProcessor
+from agritransfer.models.freezing import batchnorm_of_single_values
+from agritransfer.models.layer_decay import decaying_parameters
 from agritransfer.models.structure import count_parameters
 from agritransfer.runtime.process import say
 from agritransfer.runtime.profiling import Times
@@ -71,6 +73,7 @@ class ImageTrainer(Trainer):
             kwargs["optimizer_cls_and_kwargs"] = (optimizer, options | {"params": parameter_groups})
         if isinstance(train_dataset, PhotoDataset) and train_dataset.stored is not None:
             _load_without_workers(args, train_dataset.stored)
+        _check_workers(args)
         stream = train_dataset if isinstance(train_dataset, StreamedPhotos) else None
         if stream is not None:
             say(stream.share_out(args))
@@ -117,6 +120,9 @@ class ImageTrainer(Trainer):
         # In place: allocating a batch of floats costs more than the arithmetic.
         return {"pixel_values": pixels.sub_(self.mean).div_(self.std), "labels": labels}
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        return decaying_parameters(model)
+
     def get_batch_samples(self, *args: Any) -> Any:
         with self.times.spent("waiting for photos"):
             try:
@@ -147,6 +153,35 @@ class ImageTrainer(Trainer):
             self.remove_callback(self.safe_stop)
 
     def get_train_dataloader(self) -> DataLoader:
+        with self._no_batch_of_one():
+            return self._train_loader()
+
+    @contextmanager
+    def _no_batch_of_one(self) -> Iterator[None]:
+        """Inside, a loader drops a last batch of one photo if BatchNorm cannot normalize it."""
+        dropped, photos, batch = self.args.dataloader_drop_last, len(self.train_dataset), self._train_batch_size
+        # accelerate fills the last batches of several processes up; a stream is split before that.
+        ends_with_one = photos % batch == 1 and (self.stream is not None or self.args.world_size == 1)
+        if batch == 1 or (ends_with_one and not dropped):
+            pixels = self.model_inputs(collate([self.eval_dataset[0]]), augmented=False)["pixel_values"]
+            layer = batchnorm_of_single_values(self.model, pixels)
+            if layer is not None and 1 in (batch, photos):
+                raise UsageError(
+                    f"BatchNorm ({layer}) cannot normalize a batch of one photo; use a --per_device_train_batch_size "
+                    "of 2 or more, at least 2 train photos, or a larger --image_size"
+                )
+            if layer is not None:
+                say(
+                    f"1 of {photos:,} train photos is left out of each epoch, not always the same one: BatchNorm "
+                    f"({layer}) cannot normalize a last batch of one photo"
+                )
+                self.args.dataloader_drop_last = True
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = dropped
+
+    def _train_loader(self) -> DataLoader:
         if self.stream is None:
             return _ignoring_signals(super().get_train_dataloader())
         loader = DataLoader(
@@ -220,9 +255,24 @@ def _ignoring_signals(loader: DataLoader) -> DataLoader:
 
 def _load_without_workers(args: TrainingArguments, stored: StoredPixels) -> None:
     # Fetching is one copy in memory, which is cheaper than passing data between processes.
-    args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
+    args.dataloader_num_workers = 0
     if args.device.type == "cuda" and stored.move_to_gpu(args.device):
         args.dataloader_pin_memory = False
+
+
+def _check_workers(args: TrainingArguments) -> None:
+    """Reset the flags that torch refuses without loader workers; raise `UsageError` for values that it never takes."""
+    if args.dataloader_num_workers == 0:
+        args.dataloader_persistent_workers = False
+        args.dataloader_prefetch_factor = args.dataloader_multiprocessing_context = None
+    known = torch.multiprocessing.get_all_start_methods()
+    if args.dataloader_num_workers < 0:
+        raise UsageError(f"--dataloader_num_workers {args.dataloader_num_workers} is negative; use 0 or more")
+    if args.dataloader_prefetch_factor is not None and args.dataloader_prefetch_factor < 1:
+        raise UsageError(f"--dataloader_prefetch_factor {args.dataloader_prefetch_factor} is too small; use 1 or more")
+    if args.dataloader_multiprocessing_context not in (None, *known):
+        unknown = args.dataloader_multiprocessing_context
+        raise UsageError(f"--dataloader_multiprocessing_context {unknown} is unknown; use {', '.join(known)}")
 
 
 def load_strictly(model: PreTrainedModel, checkpoint: str) -> None:

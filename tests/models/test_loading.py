@@ -21,6 +21,7 @@ from transformers import (
     ConvNextV2ForImageClassification,
     DeiTConfig,
     DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
     Dinov2Config,
     Dinov2ForImageClassification,
     EfficientNetImageProcessor,
@@ -145,6 +146,12 @@ def test_a_file_that_lacks_weights_of_the_backbone_is_refused_by_name(tmp_path):
     kept = {name: weight for name, weight in weights.items() if name not in lost}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert re.search(r"lacks 2 weights of its backbone, such as vit\.layers\.1\.", refused(tmp_path))
+
+
+@pytest.mark.parametrize("labels", [LABELS, ["blight", "scab"]])
+def test_a_distilled_network_is_refused_for_its_two_heads_whatever_the_labels(labels, tmp_path):
+    save_random(DeiTForImageClassificationWithTeacher(DeiTConfig(**TINY_VIT, intermediate_size=32, **NAMES)), tmp_path)
+    assert "combines the outputs of 2 heads (cls_classifier, distillation_classifier)" in refused(tmp_path, labels)
 
 
 def test_weights_as_a_pickle_are_refused_in_one_line(tmp_path):

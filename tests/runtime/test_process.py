@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from transformers import TrainingArguments
 
 from agritransfer.__main__ import COMMANDS
-from agritransfer.runtime.process import available_cores, is_distributed, physical_cores
+from agritransfer.errors import UsageError
+from agritransfer.runtime.process import available_cores, is_distributed, physical_cores, prepare_process
 
 AT_THE_END = """
 import gc, sys
@@ -156,3 +159,36 @@ def test_a_launcher_that_starts_several_processes_is_noticed(monkeypatch):
     assert not is_distributed()
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     assert is_distributed()
+
+
+def test_one_process_that_sees_several_gpus_is_refused_with_the_command_for_all_and_for_one(monkeypatch):
+    trainers = SimpleNamespace(n_gpu=4, seed=0)
+    launched = "accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4"
+    for argv, command in (
+        (["/home/me/train_lora.py", "--output_dir", "runs/my run"], "train_lora.py --output_dir 'runs/my run'"),
+        (["agritransfer lora", "--seed", "1"], "-m agritransfer lora --seed 1"),
+    ):
+        for visible, first in (("2,3,5,7", "2"), (None, "0")):
+            monkeypatch.setattr(sys, "argv", argv)
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible) if visible else monkeypatch.delenv(
+                "CUDA_VISIBLE_DEVICES", raising=False
+            )
+            with pytest.raises(UsageError) as caught:
+                prepare_process(trainers)
+            assert "\n" not in str(caught.value)
+            assert "4 GPUs are visible to a single process" in str(caught.value)
+            assert f": {launched} {command} -- or use one GPU: CUDA_VISIBLE_DEVICES={first} python {command}" in str(
+                caught.value
+            )
+
+
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_lora.py", "train_scratch.py"])
+def test_a_script_that_sees_several_gpus_ends_with_2_before_anything_is_read(script, tmp_path, monkeypatch, run_script):
+    # As TrainingArguments counts them on a machine with two GPUs.
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    model = () if script == "train_scratch.py" else ("--model_name_or_path", tmp_path / "none")
+    flags = ("--dataset_name", tmp_path / "none", *model, "--output_dir", tmp_path / "run")
+    code, out, err = run_script(script, *flags)
+    assert (code, out) == (2, "") and not (tmp_path / "run").exists()
+    assert err.count("\n") == 1
+    assert f"--multi_gpu --num_processes 2 {script} --dataset_name {tmp_path}/none" in err

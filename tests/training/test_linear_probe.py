@@ -11,11 +11,14 @@ from photo_trainer import Calls, trainer_of
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from transformers import TrainerCallback
 
 from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.errors import UsageError
 from agritransfer.models.freezing import train_layers
+from agritransfer.training.checkpoints import newest_checkpoint, put_aside
 from agritransfer.training.linear_probe import PENALTIES, begin_with_solved_head, solve, solve_head
+from agritransfer.training.trainer import ImageTrainer
 
 
 def clouds(count: int, classes: int, seed: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -138,6 +141,43 @@ def test_a_head_solved_first_is_the_one_that_fine_tuning_begins_with(kind, split
     # At a rate of 0 nothing moves, the statistics of BatchNorm no more than the weights: the head was solved for them.
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, alone.state_dict()[name]), name
+
+
+class StopAfterOneEpoch(TrainerCallback):
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_training_stop = True
+
+
+@pytest.mark.script
+@pytest.mark.parametrize("kind", ["vit", "timm efficientnet"])
+def test_a_resumed_run_takes_its_head_from_the_checkpoint_and_ends_as_an_uninterrupted_one(
+    kind, splits, tmp_path, capsys
+):
+    def begun(folder: str) -> tuple[ImageTrainer, int]:
+        trainer = trainer_of(build(kind), splits, tmp_path / folder, num_train_epochs=2)
+        seen = Calls(trainer.model)
+        begin_with_solved_head(trainer, splits.dataset("train", trainer.processor))
+        return trainer, seen.photos
+
+    whole, photos = begun("whole")
+    assert photos == 24 + 6
+    whole.train()
+    stopped, _ = begun("run")
+    stopped.add_callback(StopAfterOneEpoch())
+    stopped.train()
+    resumed, photos = begun("run")
+    assert photos == 0
+    assert capsys.readouterr().out.count("head: taken from the checkpoint, not fitted again") == 1
+    checkpoint, _ = newest_checkpoint(tmp_path / "run/checkpoints")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == whole.state.global_step == 6
+    # The statistics of BatchNorm too, which stay those of the pretrained network.
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+        assert not name.endswith("running_mean") or torch.equal(tensor, build(kind).state_dict()[name]), name
+    # Without a complete checkpoint the run begins again, and so does the head.
+    put_aside(checkpoint)
+    assert begun("run")[1] == 24 + 6
 
 
 HEAD = ("--train_layers", "head")
