@@ -9,7 +9,10 @@ import sys
 import pytest
 from conftest import ROOT
 from finished_runs import EVERY_RUN, SHORT, check_run, clean_environment, files_of, predictions_of
-from transformers import AutoConfig
+from networks import timm
+from transformers import AutoConfig, TimmWrapperForImageClassification
+
+from agritransfer.__main__ import main as agritransfer
 
 ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/config.json"}
 
@@ -43,6 +46,29 @@ def test_lora_leaves_merged_weights_and_an_adapter_with_labels(photos, tiny_vit,
     assert results["training"]["trainable_parameters"] == 2 * 4 * (2 * 16 * 2) + 16 * 3 + 3
     assert "q_proj x 2, k_proj x 2, v_proj x 2, o_proj x 2" in out
     assert list(AutoConfig.from_pretrained(run / "adapter").id2label.values()) == ["blight", "healthy", "rust"]
+
+
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_lora.py"])
+def test_a_timm_run_as_base_serves_the_names_of_the_new_run(script, photos, tmp_path, run_script, capsys):
+    base, run = tmp_path / "base", tmp_path / "run"
+    # The names of an earlier run on the same classes, in another order.
+    config = timm("test_efficientnet")
+    config.id2label = dict(enumerate(["rust", "blight", "healthy"]))
+    TimmWrapperForImageClassification(config).save_pretrained(base)
+    flags = ("--dataset_name", photos, "--model_name_or_path", base, "--output_dir", run, *SHORT)
+    code, _, err = run_script(script, *flags)
+    assert code == 0, err
+    check_run(run, photos, "lora" if "lora" in script else "finetune")
+    folders = [run, run / "adapter"] if "lora" in script else [run]
+    for folder in folders:
+        assert json.loads((folder / "config.json").read_text())["label_names"] == ["blight", "healthy", "rust"]
+    # A run that an earlier version saved with the old names: nothing is answered in silence.
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"label_names": ["rust", "blight", "healthy"]}))
+    table = str(tmp_path / "answers.csv")
+    for command in (["export", str(run)], ["predict", str(run), str(photos / "rust/00.jpg"), "--output", table]):
+        assert agritransfer(command) == 2
+        assert "names the classes rust, blight, healthy, but results.json blight, healthy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model_type", ["vit", "convnextv2"])

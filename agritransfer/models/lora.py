@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 from agritransfer.errors import UsageError
 from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.freezing import freeze_batchnorm_statistics
-from agritransfer.models.loading import load_pretrained
+from agritransfer.models.loading import labels_of, load_pretrained
 from agritransfer.models.structure import find_blocks, find_head
 
 # peft 0.21 uses a name that transformers 5.23 deprecates, so every run would print this warning.
@@ -109,7 +109,6 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
 
 def load_adapter(folder: Path, base_model: dict, processor: PhotoProcessor) -> PeftModel:
     """A saved adapter on its base model, with the labels of its folder and the image size of the processor."""
-    id2label = AutoConfig.from_pretrained(folder).id2label
-    labels = [id2label[index] for index in sorted(id2label)]
+    labels = labels_of(AutoConfig.from_pretrained(folder))
     base = load_pretrained(base_model["name"], base_model["revision"], labels, processor.image_size)
     return PeftModel.from_pretrained(base, folder).eval()

@@ -5,10 +5,11 @@ import os
 
 import pytest
 import torch
+from transformers import ViTConfig
 
 from agritransfer.evaluation.results import interval_text, results_table
 from agritransfer.models.loading import load_classifier
-from agritransfer.training.saving import _check_same
+from agritransfer.training.saving import _check_labels, _check_same
 
 
 def test_a_saved_model_that_answers_otherwise_is_refused():
@@ -16,6 +17,13 @@ def test_a_saved_model_that_answers_otherwise_is_refused():
     _check_same(trained, trained + 1e-5, "the saved model")
     with pytest.raises(RuntimeError, match="the logits of the adapter differ from the trained model's by 0.1"):
         _check_same(trained, trained + 0.1, "the adapter")
+
+
+def test_a_saved_model_with_other_names_is_refused():
+    labels = ["blight", "healthy"]
+    _check_labels(ViTConfig(id2label={1: "healthy", 0: "blight"}), labels, "the saved model")
+    with pytest.raises(RuntimeError, match=r"the adapter are named \['healthy', 'blight'\] instead of"):
+        _check_labels(ViTConfig(id2label={0: "healthy", 1: "blight"}), labels, "the adapter")
 
 
 def test_a_run_whose_files_were_tampered_with_is_not_the_trained_model(photos, tiny_vit, tmp_path, run_script):
