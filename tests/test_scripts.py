@@ -190,6 +190,13 @@ def test_a_broken_photo_stops_the_run_by_name_or_is_counted(photos, tiny_vit, tm
         (["--image_size", "30"], "use 24 or 32"),
         (["--splits_file", "nowhere.csv"], "no splits file"),
         (["--shift_dataset_name", "no_such_folder"], "neither a folder nor a Hub id"),
+        (["--metric_for_best_model", "f1"], "validation scores accuracy, balanced_accuracy, log_loss, loss, macro_f1"),
+        (["--metric_for_best_model", "runtime"], "use one of the validation scores"),
+        # Always 1 for three classes.
+        (["--metric_for_best_model", "top5_accuracy"], "validation scores accuracy, balanced_accuracy"),
+        (["--metric_for_best_model", "loss", "--greater_is_better", "true"], "remove --greater_is_better"),
+        (["--greater_is_better", "false"], "remove --greater_is_better or set it to true"),
+        (["--dataloader_drop_last", "true", "--per_device_train_batch_size", "25"], "drop all 24 training photos"),
     ],
 )
 def test_a_wrong_value_ends_with_code_2_and_one_line(flags, words, photos, tiny_vit, tmp_path, run_script, monkeypatch):

@@ -30,6 +30,7 @@ def add_lora(
     layers: str = "all",
 ) -> PeftModel:
     """Freeze the model and add low-rank adapters, in all blocks or the last N (`layers`); the head stays trainable."""
+    _check_numbers(r, alpha, dropout)
     head = find_head(model)[0]
     targets = find_lora_targets(model) if target_modules is None else _named_targets(model, target_modules, head)
     if layers != "all":
@@ -47,6 +48,17 @@ def add_lora(
     adapted = peft.get_peft_model(model, config)
     freeze_batchnorm_statistics(adapted)
     return adapted
+
+
+def _check_numbers(r: int, alpha: int, dropout: float) -> None:
+    for flag, value, fits, allowed in (
+        ("r", r, r > 0, "above 0"),
+        # Adapters that are multiplied by zero or see only zeros would never move.
+        ("alpha", alpha, alpha > 0, "above 0"),
+        ("dropout", dropout, 0 <= dropout < 1, "from 0 to below 1"),
+    ):
+        if not fits:
+            raise UsageError(f"--lora_{flag} {value} switches the adapters off; use a value {allowed}")
 
 
 def _in_last_blocks(model: PreTrainedModel, layers: str, targets: list[str]) -> list[str]:
