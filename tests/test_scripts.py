@@ -10,9 +10,13 @@ import pytest
 from conftest import ROOT
 from finished_runs import EVERY_RUN, SHORT, check_run, clean_environment, files_of, predictions_of
 from networks import timm
+from shards import put_parquet
 from transformers import AutoConfig, TimmWrapperForImageClassification
 
 from agritransfer.__main__ import main as agritransfer
+from agritransfer.errors import UsageError
+from agritransfer.hub.client import Destination
+from agritransfer.hub.model import publish_run
 
 ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/config.json"}
 
@@ -69,6 +73,8 @@ def test_a_timm_run_as_base_serves_the_names_of_the_new_run(script, photos, tmp_
     for command in (["export", str(run)], ["predict", str(run), str(photos / "rust/00.jpg"), "--output", table]):
         assert agritransfer(command) == 2
         assert "names the classes rust, blight, healthy, but results.json blight, healthy" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="names the classes rust, blight, healthy"):
+        publish_run(run, Destination("user/leaves", True, "end", True, None))
 
 
 @pytest.mark.parametrize("model_type", ["vit", "convnextv2"])
@@ -204,6 +210,13 @@ def test_a_wrong_value_ends_with_code_2_and_one_line(flags, words, photos, tiny_
     first = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--output_dir", tmp_path / "run", *SHORT)
     code, _, err = run_script("train_finetune.py", *first, *flags)
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_stream_of_fewer_photos_than_a_batch_is_refused_with_drop_last(tiny_vit, tmp_path, run_script):
+    folder = put_parquet(tmp_path / "shards", [6])
+    flags = ("--dataset_name", folder, "--model_name_or_path", tiny_vit, "--output_dir", tmp_path / "run", *SHORT)
+    code, _, err = run_script("train_finetune.py", *flags, "--streaming", "--dataloader_drop_last", "true")
+    assert code == 2 and "would drop all 6 training photos, which do not fill a batch of 8" in err
 
 
 def test_trackers_of_the_trainer_get_the_scores(photos, tiny_vit, tmp_path, run_script, monkeypatch):

@@ -131,7 +131,7 @@ def _load_classifier(folder: Path) -> "ExportedClassifier | TrainedClassifier":
     classifier = TrainedClassifier(folder)
     # A model that was not trained here has no results.
     if (folder / "results.json").is_file():
-        check_labels(classifier.model, read_results(folder)["dataset"]["labels"], folder)
+        check_labels(classifier.model.config, read_results(folder)["dataset"]["labels"], folder)
     return classifier
 
 

@@ -113,9 +113,9 @@ def labels_of(config: PreTrainedConfig) -> list[str]:
     return [config.id2label[index] for index in sorted(config.id2label)]
 
 
-def check_labels(model: PreTrainedModel, labels: Sequence[str], folder: Path) -> None:
-    """Raise `UsageError` if a saved model names other classes than its run, or the same in another order."""
-    if (found := labels_of(model.config)) != list(labels):
+def check_labels(config: PreTrainedConfig, labels: Sequence[str], folder: Path) -> None:
+    """Raise `UsageError` if the model saved in a folder names other classes than its run, or in another order."""
+    if (found := labels_of(config)) != list(labels):
         raise UsageError(
             f"config.json in {folder} names the classes {', '.join(found[:5])}, but results.json "
             f"{', '.join(labels[:5])}; its answers would be wrong: train the run again with --restart"

@@ -336,6 +336,6 @@ def test_a_base_with_names_of_its_own_is_served_with_ours_by_softmax(build, labe
 
 def test_a_saved_model_with_the_names_of_a_run_in_another_order_is_refused(tmp_path):
     model = vit()
-    check_labels(model, LABELS, tmp_path)
+    check_labels(model.config, LABELS, tmp_path)
     with pytest.raises(UsageError, match="names the classes healthy, mosaic, rust, but results.json rust, healthy"):
-        check_labels(model, ["rust", "healthy", "mosaic"], tmp_path)
+        check_labels(model.config, ["rust", "healthy", "mosaic"], tmp_path)

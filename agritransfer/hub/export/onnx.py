@@ -65,7 +65,7 @@ def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
     results = read_results(folder)
     splits = _load_photos(folder, results["dataset"])
     model, processor = load_classifier(folder)
-    check_labels(model, results["dataset"]["labels"], folder)
+    check_labels(model.config, results["dataset"]["labels"], folder)
     explained = ExplainedClassifier(model, processor.image_size).eval()
     # A temporary folder until everything is checked, so that onnx/ is always complete.
     with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as unchecked:
