@@ -132,8 +132,7 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
     _choose_augmentation(parsed[0], parsed[-2], parser)
     _check_head_metric(parsed[0], *parsed[-2:], parser)
     _point_scheduler(parsed[-1], parser)
-    if parsed[-1].learning_rate <= 0:
-        parser.error(f"--learning_rate {parsed[-1].learning_rate:g} would train nothing; use a rate above 0")
+    _check_training(parsed[0], parsed[-1], parser)
     # By default, Trainer drops unknown columns, the photos' among them.
     parsed[-1].remove_unused_columns = False
     # The signature of a PEFT model hides the labels from Trainer.
@@ -232,6 +231,17 @@ def _check_head_metric(data: DataArguments, strategy: Any, training: Any, parser
             f"--metric_for_best_model {training.metric_for_best_model} has no effect on a linear probe, whose penalty "
             "is chosen by macro_f1; remove it, or add --augmentation light to train the head by gradient descent"
         )
+
+
+def _check_training(data: DataArguments, training: Any, parser: HfArgumentParser) -> None:
+    if training.learning_rate <= 0:
+        parser.error(f"--learning_rate {training.learning_rate:g} would train nothing; use a rate above 0")
+    if data.early_stopping_patience is None:
+        return
+    if data.early_stopping_patience < 1:
+        parser.error(f"--early_stopping_patience must be at least 1; found {data.early_stopping_patience}")
+    if training.eval_strategy == "no":
+        parser.error("--early_stopping_patience needs a validation score; remove it or --eval_strategy no")
 
 
 def _point_scheduler(training: Any, parser: HfArgumentParser) -> None:

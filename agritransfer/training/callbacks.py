@@ -44,7 +44,7 @@ class MovementCheck(TrainerCallback):
 
     # The adapters begin at zero and the first rates of a warm-up are small.
     STEPS = 5
-    # Enough of each weight to see it move, so that no second copy of the network is needed.
+    # Enough values of each weight to see it move; a second copy of the network would cost memory.
     SAMPLE = 1024
 
     def __init__(self) -> None:
@@ -60,7 +60,9 @@ class MovementCheck(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.before = {
             part: [
-                (weight, self._sample(weight)) for weight in weights if weight.grad is not None and weight.grad.any()
+                (weight, self._sample(weight).clone())
+                for weight in weights
+                if weight.grad is not None and self._sample(weight.grad).any()
             ]
             for part, weights in self.still.items()
         }
@@ -82,8 +84,8 @@ class MovementCheck(TrainerCallback):
         if self.counted:
             self._refuse_still(args)
 
-    def _sample(self, weight: nn.Parameter) -> torch.Tensor:
-        return weight.detach().reshape(-1)[: self.SAMPLE].clone()
+    def _sample(self, values: torch.Tensor) -> torch.Tensor:
+        return values.detach().reshape(-1)[: self.SAMPLE]
 
     def _refuse_still(self, args: TrainingArguments) -> None:
         """Raise `UsageError` if a part has not moved, unless its own rate is zero."""

@@ -129,6 +129,11 @@ def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_name
         ([*NAMED, "--cached_views", "0"], "--cached_views must be at least 1; found 0"),
         ([*NAMED, "--train_layers", "head", "--head_first"], "remove one of them"),
         ([*NAMED, "--eval_strategy", "no"], "--load_best_model_at_end requires"),
+        ([*NAMED, "--early_stopping_patience", "0"], "--early_stopping_patience must be at least 1; found 0"),
+        (
+            [*NAMED, "--early_stopping_patience", "1", "--eval_strategy", "no", "--load_best_model_at_end", "false"],
+            "--early_stopping_patience needs a validation score; remove it or --eval_strategy no",
+        ),
         ([*NAMED, "--learning_rate", "0"], "--learning_rate 0 would train nothing; use a rate above 0"),
         (
             [*NAMED, "--train_layers", "head", "--metric_for_best_model", "loss"],
