@@ -9,7 +9,14 @@ import sys
 import pytest
 from conftest import ROOT
 from finished_runs import EVERY_RUN, SHORT, check_run, clean_environment, files_of, predictions_of
-from transformers import AutoConfig
+from networks import timm
+from shards import put_parquet
+from transformers import AutoConfig, TimmWrapperForImageClassification
+
+from agritransfer.__main__ import main as agritransfer
+from agritransfer.errors import UsageError
+from agritransfer.hub.client import Destination
+from agritransfer.hub.model import publish_run
 
 ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/config.json"}
 
@@ -43,6 +50,31 @@ def test_lora_leaves_merged_weights_and_an_adapter_with_labels(photos, tiny_vit,
     assert results["training"]["trainable_parameters"] == 2 * 4 * (2 * 16 * 2) + 16 * 3 + 3
     assert "q_proj x 2, k_proj x 2, v_proj x 2, o_proj x 2" in out
     assert list(AutoConfig.from_pretrained(run / "adapter").id2label.values()) == ["blight", "healthy", "rust"]
+
+
+@pytest.mark.parametrize("script", ["train_finetune.py", "train_lora.py"])
+def test_a_timm_run_as_base_serves_the_names_of_the_new_run(script, photos, tmp_path, run_script, capsys):
+    base, run = tmp_path / "base", tmp_path / "run"
+    # The names of an earlier run on the same classes, in another order.
+    config = timm("test_efficientnet")
+    config.id2label = dict(enumerate(["rust", "blight", "healthy"]))
+    TimmWrapperForImageClassification(config).save_pretrained(base)
+    flags = ("--dataset_name", photos, "--model_name_or_path", base, "--output_dir", run, *SHORT)
+    code, _, err = run_script(script, *flags)
+    assert code == 0, err
+    check_run(run, photos, "lora" if "lora" in script else "finetune")
+    folders = [run, run / "adapter"] if "lora" in script else [run]
+    for folder in folders:
+        assert json.loads((folder / "config.json").read_text())["label_names"] == ["blight", "healthy", "rust"]
+    # A run that an earlier version saved with the old names: nothing is answered in silence.
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"label_names": ["rust", "blight", "healthy"]}))
+    table = str(tmp_path / "answers.csv")
+    for command in (["export", str(run)], ["predict", str(run), str(photos / "rust/00.jpg"), "--output", table]):
+        assert agritransfer(command) == 2
+        assert "names the classes rust, blight, healthy, but results.json blight, healthy" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="names the classes rust, blight, healthy"):
+        publish_run(run, Destination("user/leaves", True, "end", True, None))
 
 
 @pytest.mark.parametrize("model_type", ["vit", "convnextv2"])
@@ -164,6 +196,13 @@ def test_a_broken_photo_stops_the_run_by_name_or_is_counted(photos, tiny_vit, tm
         (["--image_size", "30"], "use 24 or 32"),
         (["--splits_file", "nowhere.csv"], "no splits file"),
         (["--shift_dataset_name", "no_such_folder"], "neither a folder nor a Hub id"),
+        (["--metric_for_best_model", "f1"], "validation scores accuracy, balanced_accuracy, log_loss, loss, macro_f1"),
+        (["--metric_for_best_model", "runtime"], "use one of the validation scores"),
+        # Always 1 for three classes.
+        (["--metric_for_best_model", "top5_accuracy"], "validation scores accuracy, balanced_accuracy"),
+        (["--metric_for_best_model", "loss", "--greater_is_better", "true"], "remove --greater_is_better"),
+        (["--greater_is_better", "false"], "remove --greater_is_better or set it to true"),
+        (["--dataloader_drop_last", "true", "--per_device_train_batch_size", "25"], "drop all 24 training photos"),
     ],
 )
 def test_a_wrong_value_ends_with_code_2_and_one_line(flags, words, photos, tiny_vit, tmp_path, run_script, monkeypatch):
@@ -171,6 +210,13 @@ def test_a_wrong_value_ends_with_code_2_and_one_line(flags, words, photos, tiny_
     first = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--output_dir", tmp_path / "run", *SHORT)
     code, _, err = run_script("train_finetune.py", *first, *flags)
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_stream_of_fewer_photos_than_a_batch_is_refused_with_drop_last(tiny_vit, tmp_path, run_script):
+    folder = put_parquet(tmp_path / "shards", [6])
+    flags = ("--dataset_name", folder, "--model_name_or_path", tiny_vit, "--output_dir", tmp_path / "run", *SHORT)
+    code, _, err = run_script("train_finetune.py", *flags, "--streaming", "--dataloader_drop_last", "true")
+    assert code == 2 and "would drop all 6 training photos, which do not fill a batch of 8" in err
 
 
 def test_trackers_of_the_trainer_get_the_scores(photos, tiny_vit, tmp_path, run_script, monkeypatch):

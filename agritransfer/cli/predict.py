@@ -127,8 +127,14 @@ def _load_classifier(folder: Path) -> "ExportedClassifier | TrainedClassifier":
             print(f"note: {error}; the weights are used instead")
     # Imported here, since torch and transformers take seconds to import.
     from agritransfer.evaluation.inference import TrainedClassifier
+    from agritransfer.evaluation.results import read_results
+    from agritransfer.models.loading import check_labels
 
-    return TrainedClassifier(folder)
+    classifier = TrainedClassifier(folder)
+    # A model that was not trained here has no results.
+    if (folder / "results.json").is_file():
+        check_labels(classifier.model.config, read_results(folder)["dataset"]["labels"], folder)
+    return classifier
 
 
 def _answer(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from agritransfer.images.photo_dataset import PhotoDataset, collate
 from agritransfer.images.preprocessing import PhotoProcessor
-from agritransfer.models.loading import load_classifier
+from agritransfer.models.loading import labels_of, load_classifier
 from agritransfer.models.structure import find_head
 
 
@@ -40,8 +40,7 @@ class TrainedClassifier:
 
     def __init__(self, folder: Path):
         self.model, self.processor = load_classifier(folder)
-        id2label = self.model.config.id2label
-        self.labels: list[str] = [id2label[index] for index in sorted(id2label)]
+        self.labels = labels_of(self.model.config)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The pixels of an upright RGB photo after resizing and cropping: uint8 (3, side, side)."""

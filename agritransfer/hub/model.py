@@ -43,7 +43,7 @@ from agritransfer.hub.client import (
 from agritransfer.hub.model_card import eval_results, model_card
 from agritransfer.hub.ownership import local_files
 from agritransfer.images.decoding import decode_photo
-from agritransfer.models.loading import load_processor
+from agritransfer.models.loading import check_labels, load_processor
 from agritransfer.models.lora import load_adapter
 from agritransfer.runtime.process import say
 from agritransfer.training.saving import LOGIT_TOLERANCE
@@ -126,6 +126,9 @@ def retry_command(folder: Path, destination: Destination) -> str:
 def _publish(folder: Path, destination: Destination) -> Published:
     started = time.perf_counter()
     results = read_results(folder)
+    for saved in (folder, folder / "adapter"):
+        if (saved / "config.json").is_file():
+            check_labels(AutoConfig.from_pretrained(saved), results["dataset"]["labels"], saved)
     photos = photos_to_compare(folder, results)
     api = huggingface_hub.HfApi()
     with patient_client(), tempfile.TemporaryDirectory() as parent:

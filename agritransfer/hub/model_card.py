@@ -293,7 +293,10 @@ def _training(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment.items() if name != "git_commit")
     if training.get("penalty") is None:
         what = f"{epochs_text(training)}, {counted(training['steps'], 'step')}"
-        kept = f"the weights are those of step {training['best_step']}, the best on the validation photos"
+        # Runs of earlier versions lack the entry.
+        chosen_by = training.get("chosen_by", "macro_f1")
+        reason = f"the best on the validation photos by `{chosen_by}`" if chosen_by else "the last one"
+        kept = f"the weights are those of step {training['best_step']}, {reason}"
     else:
         what = "The head was fitted as a logistic regression on the features of the frozen backbone"
         kept = f"C={training['penalty']:g} was the best of {training['steps']} penalties on the validation photos"

@@ -15,7 +15,9 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    PreTrainedConfig,
     PreTrainedModel,
+    TimmWrapperConfig,
 )
 
 from agritransfer.arguments import ModelArguments
@@ -74,14 +76,12 @@ def load_pretrained(
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
-            # By index: many files list them in text order, 0, 1, 10, 11, 2.
-            known_labels = [config.id2label[index] for index in sorted(config.id2label)]
+            known_labels = labels_of(config)
             model, report = AutoModelForImageClassification.from_pretrained(
                 model_name_or_path,
                 revision=revision,
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
-                label2id={label: i for i, label in enumerate(labels)},
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 dtype=torch.float32,
@@ -90,6 +90,7 @@ def load_pretrained(
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _cannot_load("model", model_name_or_path, error) from error
+    name_classes(model.config, labels)
     model = set_image_size(model, image_size)
     check_head(model, image_size)
     head_name, head = find_head(model)
@@ -106,6 +107,36 @@ def load_pretrained(
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
     return _in_channels_last(model)
+
+
+def labels_of(config: PreTrainedConfig) -> list[str]:
+    """The label of each logit, in order."""
+    # By index: many files list them in text order, 0, 1, 10, 11, 2.
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
+def check_labels(config: PreTrainedConfig, labels: Sequence[str], folder: Path) -> None:
+    """Raise `UsageError` if the model saved in a folder names other classes than its run, or in another order."""
+    if (found := labels_of(config)) != list(labels):
+        raise UsageError(
+            f"config.json in {folder} names the classes {', '.join(found[:5])}, but results.json "
+            f"{', '.join(labels[:5])}; its answers would be wrong: train the run again with --restart"
+        )
+
+
+def name_classes(config: PreTrainedConfig, labels: Sequence[str]) -> None:
+    """Make `labels` the only names of the classes in a configuration, one for each logit, to be served by a softmax.
+
+    timm stores names a second time, and these win when the saved model is loaded again.
+    """
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    # A base for multi-label classification or regression would be served without a softmax.
+    config.problem_type = None
+    if isinstance(config, TimmWrapperConfig):
+        config.label_names, config.num_classes = list(labels), len(labels)
+        for key in ("label_names", "label_descriptions"):
+            config.pretrained_cfg.pop(key, None)
+        vars(config).pop("label_descriptions", None)
 
 
 def _in_channels_last(model: PreTrainedModel) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 from agritransfer.errors import UsageError
 from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.freezing import freeze_batchnorm_statistics
-from agritransfer.models.loading import load_pretrained
+from agritransfer.models.loading import labels_of, load_pretrained
 from agritransfer.models.structure import find_blocks, find_head
 
 # peft 0.21 uses a name that transformers 5.23 deprecates, so every run would print this warning.
@@ -30,6 +30,7 @@ def add_lora(
     layers: str = "all",
 ) -> PeftModel:
     """Freeze the model and add low-rank adapters, in all blocks or the last N (`layers`); the head stays trainable."""
+    _check_numbers(r, alpha, dropout)
     head = find_head(model)[0]
     targets = find_lora_targets(model) if target_modules is None else _named_targets(model, target_modules, head)
     if layers != "all":
@@ -47,6 +48,17 @@ def add_lora(
     adapted = peft.get_peft_model(model, config)
     freeze_batchnorm_statistics(adapted)
     return adapted
+
+
+def _check_numbers(r: int, alpha: int, dropout: float) -> None:
+    for flag, value, fits, allowed in (
+        ("r", r, r > 0, "above 0"),
+        # Adapters that are multiplied by zero or see only zeros would never move.
+        ("alpha", alpha, alpha > 0, "above 0"),
+        ("dropout", dropout, 0 <= dropout < 1, "from 0 to below 1"),
+    ):
+        if not fits:
+            raise UsageError(f"--lora_{flag} {value} switches the adapters off; use a value {allowed}")
 
 
 def _in_last_blocks(model: PreTrainedModel, layers: str, targets: list[str]) -> list[str]:
@@ -109,7 +121,6 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
 
 def load_adapter(folder: Path, base_model: dict, processor: PhotoProcessor) -> PeftModel:
     """A saved adapter on its base model, with the labels of its folder and the image size of the processor."""
-    id2label = AutoConfig.from_pretrained(folder).id2label
-    labels = [id2label[index] for index in sorted(id2label)]
+    labels = labels_of(AutoConfig.from_pretrained(folder))
     base = load_pretrained(base_model["name"], base_model["revision"], labels, processor.image_size)
     return PeftModel.from_pretrained(base, folder).eval()

@@ -33,7 +33,6 @@ SHARED_DEFAULTS = {
     "save_total_limit": 1,
     "load_best_model_at_end": True,
     "metric_for_best_model": "macro_f1",
-    "greater_is_better": True,
     "hub_strategy": "end",
 }
 OLD_FLAGS = {
@@ -131,6 +130,9 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
         # TrainingArguments checks its own values, usually with a message of one line.
         everything.error(str(error).splitlines()[0])
     _choose_augmentation(parsed[0], parsed[-2], parser)
+    _check_head_metric(parsed[0], *parsed[-2:], parser)
+    _point_scheduler(parsed[-1], parser)
+    _check_training(parsed[0], parsed[-1], parser)
     # By default, Trainer drops unknown columns, the photos' among them.
     parsed[-1].remove_unused_columns = False
     # The signature of a PEFT model hides the labels from Trainer.
@@ -219,6 +221,39 @@ def _choose_augmentation(data: DataArguments, strategy: Any, parser: HfArgumentP
     if data.augmentation is None:
         solved = head and data.cached_views is None and not data.streaming
         data.augmentation = "none" if solved else "light"
+
+
+def _check_head_metric(data: DataArguments, strategy: Any, training: Any, parser: HfArgumentParser) -> None:
+    """Refuse a metric that a linear probe would ignore."""
+    fitted = strategy.strategy == "head" and strategy.solves_head(data)
+    if fitted and training.metric_for_best_model.removeprefix("eval_") != "macro_f1":
+        parser.error(
+            f"--metric_for_best_model {training.metric_for_best_model} has no effect on a linear probe, whose penalty "
+            "is chosen by macro_f1; remove it, or add --augmentation light to train the head by gradient descent"
+        )
+
+
+def _check_training(data: DataArguments, training: Any, parser: HfArgumentParser) -> None:
+    if training.learning_rate <= 0:
+        parser.error(f"--learning_rate {training.learning_rate:g} would train nothing; use a rate above 0")
+    if data.early_stopping_patience is None:
+        return
+    if data.early_stopping_patience < 1:
+        parser.error(f"--early_stopping_patience must be at least 1; found {data.early_stopping_patience}")
+    if training.eval_strategy == "no":
+        parser.error("--early_stopping_patience needs a validation score; remove it or --eval_strategy no")
+
+
+def _point_scheduler(training: Any, parser: HfArgumentParser) -> None:
+    """Let a scheduler that follows the validation score know its direction; by default it would wait for a fall."""
+    if training.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy"):
+        return
+    mode, given = "max" if training.greater_is_better else "min", training.lr_scheduler_kwargs or {}
+    if given.get("mode", mode) != mode:
+        parser.error(
+            f"--lr_scheduler_kwargs: mode {given['mode']} is wrong for {training.metric_for_best_model}; remove it"
+        )
+    training.lr_scheduler_kwargs = given | {"mode": mode}
 
 
 def _machine_defaults(flags: Sequence[str]) -> dict[str, Any]:

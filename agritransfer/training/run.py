@@ -31,6 +31,7 @@ from agritransfer.evaluation.inference import predict
 from agritransfer.evaluation.plots import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
 from agritransfer.evaluation.predictions import write_predictions
 from agritransfer.evaluation.results import KNOWN_FILE, read_results, results_table, score_splits
+from agritransfer.evaluation.trainer_metric import check_selection
 from agritransfer.images.augmentation import check_augmentation
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.pixel_cache import PixelStore
@@ -84,6 +85,7 @@ def start_run(*arguments: Any) -> Iterator[Run]:
     args, restart, folder = run.training_args, run.data_args.restart, run.folder
     try:
         check_augmentation(run.data_args.augmentation, run.data_args.cached_views)
+        check_selection(args)
         _check_unused(folder, restart, args.push_to_hub)
         # After the results of a finished run, which need no GPU, have been printed.
         prepare_process(args)
@@ -274,6 +276,7 @@ def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMe
     seconds = sum(trainer.times.seconds.values())
     photos = speed["train_runtime"] * speed["train_samples_per_second"]
     on_gpu = trainer.args.device.type == "cuda"
+    chosen_by = trainer.args.metric_for_best_model.removeprefix("eval_") if state.best_global_step else None
     best_step = state.best_global_step or state.global_step
     # A linear probe has penalties in place of steps.
     penalties = {entry["step"]: entry["penalty"] for entry in state.log_history if "penalty" in entry}
@@ -281,6 +284,8 @@ def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMe
         "epochs": round(state.epoch, 4),
         "steps": state.global_step,
         "best_step": best_step,
+        # The validation score that chose this step; None for the last step of a run that chose none.
+        "chosen_by": chosen_by,
         "penalty": penalties.get(best_step),
         "seconds": round(seconds, 1),
         "images_per_second": round(photos / seconds, 2),

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedConfig
 
 from agritransfer.data.dataset import Splits
 from agritransfer.images.photo_dataset import collate
 from agritransfer.images.preprocessing import PhotoProcessor
-from agritransfer.models.loading import load_classifier
+from agritransfer.models.loading import labels_of, load_classifier
 from agritransfer.models.lora import load_adapter, merge_lora
 from agritransfer.training.checkpoints import follow_umask
 from agritransfer.training.trainer import ImageTrainer
@@ -20,7 +21,7 @@ LOGIT_TOLERANCE = 1e-3
 def save_model(trainer: ImageTrainer, processor: PhotoProcessor, splits: Splits, base_model: dict | None) -> None:
     """Save the trained weights as a plain transformers model, with LoRA also as `adapter/`, and check both.
 
-    Raises `RuntimeError` if a saved model does not give the logits of the trained model.
+    Raises `RuntimeError` if a saved model does not give the logits of the trained model or names other classes.
     """
     folder, model = Path(trainer.args.output_dir), trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.args.should_save:
@@ -36,17 +37,26 @@ def save_model(trainer: ImageTrainer, processor: PhotoProcessor, splits: Splits,
         # The adapter alone would predict the base model's labels.
         model.get_base_model().config.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink()
-        _check_same(trained, _logits(load_adapter(folder / "adapter", base_model, processor), pixels), "the adapter")
+        adapted = load_adapter(folder / "adapter", base_model, processor)
+        _check_labels(adapted.config, splits.labels, "the adapter")
+        _check_same(trained, _logits(adapted, pixels), "the adapter")
         model = merge_lora(model)
     model.save_pretrained(folder)
     processor.save(folder)
     follow_umask(folder)
-    _check_same(trained, _logits(load_classifier(folder)[0], pixels), "the saved model")
+    saved = load_classifier(folder)[0]
+    _check_labels(saved.config, splits.labels, "the saved model")
+    _check_same(trained, _logits(saved, pixels), "the saved model")
 
 
 def _logits(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return model(pixel_values=pixels).logits
+
+
+def _check_labels(config: PreTrainedConfig, labels: list[str], what: str) -> None:
+    if (found := labels_of(config)) != labels:
+        raise RuntimeError(f"the classes of {what} are named {found} instead of {labels}; do not use it")
 
 
 def _check_same(trained: torch.Tensor, loaded: torch.Tensor, what: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from agritransfer.data.dataset import Splits
-from agritransfer.evaluation.trainer_metric import compute_metrics
+from agritransfer.evaluation.trainer_metric import check_selection, compute_metrics
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.images.preprocessing import PhotoProcessor
@@ -28,6 +28,7 @@ def build_trainer(
 ) -> ImageTrainer:
     """The Trainer for a run on these splits; their photos are decoded once into the store."""
     data_args = run.data_args
+    check_selection(run.training_args, len(splits.labels))
     train_photos = splits.training_photos(processor, data_args.augmentation, store)
     validation_photos = splits.dataset("validation", processor, store)
     say(store.line())

@@ -34,10 +34,11 @@ from agritransfer.models.layer_decay import decaying_parameters
 from agritransfer.models.structure import count_parameters
 from agritransfer.runtime.process import say
 from agritransfer.runtime.profiling import Times
-from agritransfer.training.callbacks import PassOver, ProgressLines, SeededSteps, TimeForecast
+from agritransfer.training.callbacks import MovementCheck, PassOver, ProgressLines, SaveBest, SeededSteps, TimeForecast
 from agritransfer.training.checkpoints import MANIFEST, fault_of, follow_umask, write_manifest
 from agritransfer.training.losses import classification_loss
 from agritransfer.training.preemption import SafeStop, ignore_signals
+from agritransfer.wording import counted
 
 SETTINGS = "settings.json"
 
@@ -98,6 +99,9 @@ class ImageTrainer(Trainer):
         self.add_callback(TimeForecast(len(self.eval_dataset) / trained))
         if early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
+        self.add_callback(MovementCheck())
+        if args.load_best_model_at_end:
+            self.add_callback(SaveBest())
         self.add_callback(SeededSteps())
         if stream is not None:
             self.add_callback(PassOver())
@@ -144,13 +148,30 @@ class ImageTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_too_few_photos()
         # The last callback, so that a checkpoint is uploaded before `SafeStop` ends the run.
         self.add_callback(self.safe_stop)
         try:
             with self.times.spent("optimizer and the rest"):
-                return super().train(*args, **kwargs)
+                output = super().train(*args, **kwargs)
         finally:
             self.remove_callback(self.safe_stop)
+        if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
+            # The weights are those of the last step, so no other step may be named the best.
+            self.state.best_global_step = None
+        return output
+
+    def _refuse_too_few_photos(self) -> None:
+        """Raise `UsageError` if dropping the last batch of an epoch would drop every photo."""
+        # A stream is already split among the processes.
+        processes, photos = 1 if self.stream else self.args.world_size, len(self.train_dataset)
+        needed = self.args.train_batch_size * processes
+        if self.args.dataloader_drop_last and photos < needed:
+            several = f" x {processes} processes" if processes > 1 else ""
+            raise UsageError(
+                f"--dataloader_drop_last would drop all {counted(photos, 'training photo')}, which do not fill a batch "
+                f"of {self.args.train_batch_size}{several}; remove it or lower --per_device_train_batch_size"
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         with self._no_batch_of_one():
@@ -200,7 +221,12 @@ class ImageTrainer(Trainer):
         )
 
     def get_eval_dataloader(self, *args: Any) -> DataLoader:
-        return _ignoring_signals(super().get_eval_dataloader(*args))
+        # Dropping is for training: validation scores every photo.
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return _ignoring_signals(super().get_eval_dataloader(*args))
+        finally:
+            self.args.dataloader_drop_last = drops
 
     def num_examples(self, dataloader: DataLoader) -> int:
         mine = super().num_examples(dataloader)
@@ -245,6 +271,7 @@ class ImageTrainer(Trainer):
         if (fault := fault_of(Path(best))) is not None:
             raise StorageError(f"the best weights are lost: {best} {fault}; run the same command again to resume")
         self._load_from_checkpoint(best)
+        self.state.best_global_step = int(Path(best).name.removeprefix("checkpoint-"))
 
 
 def _ignoring_signals(loader: DataLoader) -> DataLoader:

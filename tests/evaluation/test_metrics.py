@@ -17,11 +17,17 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
     top_k_accuracy_score,
 )
-from transformers import EvalPrediction
+from transformers import EvalPrediction, TrainingArguments
 
+from agritransfer.errors import UsageError
 from agritransfer.evaluation.intervals import class_average_intervals, f1_intervals, wilson_interval
 from agritransfer.evaluation.results import score
-from agritransfer.evaluation.trainer_metric import ClassificationMetric, compute_metrics
+from agritransfer.evaluation.trainer_metric import (
+    ClassificationMetric,
+    check_selection,
+    compute_metrics,
+    higher_is_better,
+)
 
 
 def metric(logits: np.ndarray, truth: np.ndarray) -> dict:
@@ -103,3 +109,25 @@ def test_one_split_of_the_results_has_every_field_and_is_json():
     assert entry["per_class"][1] == mosaic | {"f1_ci95": f1_intervals(logits.argmax(1), truth, 3, [""] * 5)[1]}
     assert entry["confusion_matrix"] == [[2, 0, 0], [0, 1, 1], [0, 0, 1]]
     assert {"balanced_accuracy", "top5_accuracy", "log_loss"} < set(entry)
+
+
+@pytest.mark.parametrize("num_labels", [2, 5, 6, 73])
+def test_weights_are_chosen_by_scores_that_validation_reports_in_the_direction_of_the_better(num_labels, tmp_path):
+    right, truth = np.eye(num_labels), np.arange(num_labels)
+    reported = set(compute_metrics(EvalPrediction(predictions=right, label_ids=truth))) | {"loss"}
+    constant = {"top5_accuracy"} if num_labels <= 5 else set()
+    directions = higher_is_better(num_labels)
+    assert set(directions) == reported - constant and len(directions) >= 5
+    assert {name for name, higher in directions.items() if not higher} == {"loss", "log_loss"}
+    for name, higher in directions.items():
+        for metric in (name, f"eval_{name}"):
+            # The Trainer's own guess.
+            args = TrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric)
+            check_selection(args, num_labels)
+            args.greater_is_better = not higher
+            with pytest.raises(UsageError, match=f"remove --greater_is_better or set it to {str(higher).lower()}"):
+                check_selection(args, num_labels)
+    for name in ("f1", "eval_f1", "runtime", *constant):
+        args = TrainingArguments(output_dir=str(tmp_path), metric_for_best_model=name)
+        with pytest.raises(UsageError, match="cannot choose the best weights; use one of the validation scores accur"):
+            check_selection(args, num_labels)

@@ -25,6 +25,7 @@ from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
     EfficientNetImageProcessor,
+    ImageClassificationPipeline,
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
@@ -36,8 +37,8 @@ from transformers import (
 )
 
 from agritransfer.errors import UsageError
-from agritransfer.models.loading import load_pretrained, load_processor, set_image_size
-from agritransfer.models.structure import find_head
+from agritransfer.models.loading import check_labels, labels_of, load_pretrained, load_processor, set_image_size
+from agritransfer.models.structure import find_head, is_timm
 
 SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
 
@@ -296,3 +297,52 @@ def test_the_processor_that_normalises_twice_is_refused_with_another_model(tmp_p
     EfficientNetImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="use timm/efficientnet_b0"):
         load_processor(str(tmp_path), None, None)
+
+
+OLD = ["rust", "healthy", "mosaic"]
+
+
+def with_old_names(folder: Path, **changes) -> None:
+    """Give the configuration of a saved timm model further old names, as timm writes them."""
+    config = json.loads((folder / "config.json").read_text())
+    described = {"label_names": OLD, "label_descriptions": {label: f"a leaf with {label}" for label in OLD}}
+    config |= described | changes
+    config["pretrained_cfg"] |= described
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("labels", [LABELS, ["blight", "scab", "miner"], ["blight", "scab"]])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: vit(problem_type="multi_label_classification"),
+        lambda: vit(problem_type="regression", id2label={"2": "mosaic", "0": "rust", "1": "healthy"}, label2id=None),
+        lambda: timm_model("test_efficientnet"),
+        lambda: timm_model("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=16, num_heads=2),
+        lambda: CLIPForImageClassification(
+            CLIPConfig(vision_config=TINY_VIT | {"intermediate_size": 32, "projection_dim": 16}, **NAMES)
+        ),
+    ],
+)
+def test_a_base_with_names_of_its_own_is_served_with_ours_by_softmax(build, labels, tmp_path):
+    original = save_random(build(), tmp_path / "base")
+    if is_timm(original):
+        with_old_names(tmp_path / "base")
+    load_pretrained(str(tmp_path / "base"), None, labels, 32).save_pretrained(tmp_path / "run")
+    text = (tmp_path / "run/config.json").read_text()
+    assert "a leaf with" not in text and not any(f'"{label}"' in text for label in set(OLD) - set(labels))
+    served = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert labels_of(served.config) == labels
+    assert served.config.label2id == {label: place for place, label in enumerate(labels)}
+    with torch.no_grad():
+        outputs = served(pixel_values=pixels())
+    answers = ImageClassificationPipeline(served, image_processor=ViTImageProcessor()).postprocess(outputs)
+    assert {answer["label"] for answer in answers} == set(labels)
+    assert sum(answer["score"] for answer in answers) == pytest.approx(1)
+
+
+def test_a_saved_model_with_the_names_of_a_run_in_another_order_is_refused(tmp_path):
+    model = vit()
+    check_labels(model.config, LABELS, tmp_path)
+    with pytest.raises(UsageError, match="names the classes healthy, mosaic, rust, but results.json rust, healthy"):
+        check_labels(model.config, ["rust", "healthy", "mosaic"], tmp_path)

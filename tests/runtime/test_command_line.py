@@ -93,6 +93,16 @@ def test_what_trainer_must_never_do_with_photos_is_off_even_when_asked_in_a_reci
     assert (training.load_best_model_at_end, training.metric_for_best_model) == (True, "macro_f1")
 
 
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("macro_f1", "max"), ("loss", "min"), ("eval_loss", "min"), ("log_loss", "min")]
+)
+def test_early_stopping_choice_and_scheduler_follow_the_direction_of_the_metric(metric, mode):
+    flags = [*NAMED, "--metric_for_best_model", metric, "--lr_scheduler_type", "reduce_lr_on_plateau"]
+    training = parse_args(FINETUNE, "", [*flags, "--lr_scheduler_kwargs", '{"patience": 2}'])[-1]
+    assert training.greater_is_better == (mode == "max")
+    assert training.lr_scheduler_kwargs == {"patience": 2, "mode": mode}
+
+
 @pytest.mark.parametrize("name", sorted(OLD_FLAGS))
 def test_old_and_dangerous_flags_are_refused_with_what_to_use(name, capsys, tmp_path):
     line = refusal(capsys, FINETUNE, [*NAMED, f"--{name}", "1"])
@@ -119,6 +129,20 @@ def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_name
         ([*NAMED, "--cached_views", "0"], "--cached_views must be at least 1; found 0"),
         ([*NAMED, "--train_layers", "head", "--head_first"], "remove one of them"),
         ([*NAMED, "--eval_strategy", "no"], "--load_best_model_at_end requires"),
+        ([*NAMED, "--early_stopping_patience", "0"], "--early_stopping_patience must be at least 1; found 0"),
+        (
+            [*NAMED, "--early_stopping_patience", "1", "--eval_strategy", "no", "--load_best_model_at_end", "false"],
+            "--early_stopping_patience needs a validation score; remove it or --eval_strategy no",
+        ),
+        ([*NAMED, "--learning_rate", "0"], "--learning_rate 0 would train nothing; use a rate above 0"),
+        (
+            [*NAMED, "--train_layers", "head", "--metric_for_best_model", "loss"],
+            "penalty is chosen by macro_f1; remove",
+        ),
+        (
+            [*NAMED, "--lr_scheduler_type", "reduce_lr_on_plateau", "--lr_scheduler_kwargs", '{"mode": "min"}'],
+            "--lr_scheduler_kwargs: mode min is wrong for macro_f1; remove it",
+        ),
     ],
 )
 def test_a_wrong_flag_ends_with_code_2_and_the_remedy(flags, words, capsys):

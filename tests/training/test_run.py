@@ -5,10 +5,14 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from small_trainer import differing
+from transformers import ViTConfig
 
 from agritransfer.evaluation.results import interval_text, results_table
+from agritransfer.hub.model_card import model_card
 from agritransfer.models.loading import load_classifier
-from agritransfer.training.saving import _check_same
+from agritransfer.training.saving import _check_labels, _check_same
 
 
 def test_a_saved_model_that_answers_otherwise_is_refused():
@@ -16,6 +20,13 @@ def test_a_saved_model_that_answers_otherwise_is_refused():
     _check_same(trained, trained + 1e-5, "the saved model")
     with pytest.raises(RuntimeError, match="the logits of the adapter differ from the trained model's by 0.1"):
         _check_same(trained, trained + 0.1, "the adapter")
+
+
+def test_a_saved_model_with_other_names_is_refused():
+    labels = ["blight", "healthy"]
+    _check_labels(ViTConfig(id2label={1: "healthy", 0: "blight"}), labels, "the saved model")
+    with pytest.raises(RuntimeError, match=r"the adapter are named \['healthy', 'blight'\] instead of"):
+        _check_labels(ViTConfig(id2label={0: "healthy", 1: "blight"}), labels, "the adapter")
 
 
 def test_a_run_whose_files_were_tampered_with_is_not_the_trained_model(photos, tiny_vit, tmp_path, run_script):
@@ -60,8 +71,8 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
         *("log_loss", "per_class", "confusion_matrix", "ece", "ece_calibrated", "answered"),
     ]
     assert list(results["training"]) == [
-        *("epochs", "steps", "best_step", "penalty", "seconds", "images_per_second", "peak_memory_bytes"),
-        *("trainable_parameters", "total_parameters", "device", "num_processes"),
+        *("epochs", "steps", "best_step", "chosen_by", "penalty", "seconds", "images_per_second"),
+        *("peak_memory_bytes", "trainable_parameters", "total_parameters", "device", "num_processes"),
     ]
     assert results["splits"] == {
         "method": "stratified",
@@ -71,6 +82,42 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
     }
     assert results["dataset"]["counts"]["train"] == {"blight": 8, "healthy": 8, "rust": 8}
     assert 10**7 < results["training"]["peak_memory_bytes"] < 10**11
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen_by"),
+    [
+        ((), "macro_f1"),
+        (("--metric_for_best_model", "eval_loss"), "loss"),
+        (("--early_stopping_patience", "1", "--load_best_model_at_end", "false"), None),
+    ],
+)
+def test_results_and_card_name_the_step_whose_weights_are_saved(
+    flags, chosen_by, photos, tiny_vit, tmp_path, run_script
+):
+    run = tmp_path / "run"
+    shared = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "3", "--use_cpu")
+    shared += ("--per_device_train_batch_size", "8", "--learning_rate", "1e-2", "--save_total_limit", "9")
+    code, out, err = run_script("train_finetune.py", *shared, "--output_dir", run, *flags)
+    assert code == 0, err
+    results = json.loads((run / "results.json").read_text())
+    kept, steps = (results["training"][name] for name in ("best_step", "steps"))
+    saved = load_file(run / "model.safetensors")
+    assert not differing(saved, load_file(run / f"checkpoints/checkpoint-{kept}/model.safetensors"))
+    assert f"kept the weights of step {kept} of {steps}" in out
+    assert results["training"]["chosen_by"] == chosen_by
+    log = json.loads((run / f"checkpoints/checkpoint-{steps}/trainer_state.json").read_text())["log_history"]
+    scored = {entry["step"]: entry for entry in log if "eval_loss" in entry}
+    if chosen_by is None:
+        assert kept == steps
+    else:
+        of_best = min(
+            scored.values(), key=lambda entry: entry["eval_loss"] if chosen_by == "loss" else -entry["eval_macro_f1"]
+        )
+        assert len(scored) == 3 and kept == of_best["step"]
+    card = str(model_card(results, "user/m", (), licence="mit", base_licence=None, adapter_fits_base=True))
+    reason = f"the best on the validation photos by `{chosen_by}`" if chosen_by else "the last one"
+    assert f"the weights are those of step {kept}, {reason}." in card
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])

@@ -3,12 +3,14 @@
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_trainer import PROCESSOR, arguments, differing, photos, scores_in_turn, trainer_of, vit, weights
@@ -21,9 +23,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from agritransfer.errors import DivergedError
+from agritransfer.errors import DivergedError, UsageError
 from agritransfer.evaluation.trainer_metric import compute_metrics
 from agritransfer.images.photo_dataset import collate
+from agritransfer.models.freezing import train_layers
 from agritransfer.models.layer_decay import layerwise_parameter_groups
 from agritransfer.models.lora import add_lora
 from agritransfer.runtime.process import physical_cores, prepare_process, say
@@ -268,3 +271,142 @@ def test_a_process_is_seeded_and_gets_its_share_of_the_cores(tmp_path, monkeypat
 def test_what_is_said_is_printed_line_by_line(capsys):
     say("two classes", "nine photos")
     assert capsys.readouterr().out == "two classes\nnine photos\n"
+
+
+class RememberSteps(TrainerCallback):
+    """Keeps a copy of the weights after every step."""
+
+    def __init__(self) -> None:
+        self.after: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.after[state.global_step] = weights(model)
+
+
+EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "logging_strategy": "steps"}
+BEST = {"load_best_model_at_end": True, "save_total_limit": 1}
+# Of eight steps, in the order in which they are evaluated; the best is neither first nor last nor on a third step.
+SCORES = (0.3, 0.2, 0.4, 0.1, 0.9, 0.5, 0.8, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "patience", "steps", "best"),
+    [
+        # Two steps an epoch.
+        ({}, None, 8, None),
+        ({**BEST}, None, 8, 6),
+        ({**BEST, "eval_on_start": True}, None, 8, 4),
+        ({"eval_on_start": True}, 2, 8, None),
+        ({}, 1, 4, None),
+        ({**BEST}, 1, 4, 2),
+        ({**BEST, **EVERY_STEP, "save_steps": 3}, None, 8, 5),
+        ({**BEST, **EVERY_STEP, "eval_steps": 0.125, "save_steps": 0.5}, None, 8, 5),
+        ({**BEST, **EVERY_STEP, "save_steps": 8}, 2, 7, 5),
+        ({**EVERY_STEP, "save_steps": 3}, 2, 7, None),
+        ({**BEST, **EVERY_STEP, "save_steps": 8, "eval_delay": 9}, None, 8, None),
+        ({**BEST, **EVERY_STEP, "save_strategy": "best"}, None, 8, 5),
+        ({**BEST, "save_strategy": "best"}, None, 8, 6),
+        ({"save_strategy": "best"}, None, 8, None),
+        ({"save_strategy": "no"}, None, 8, None),
+        ({"save_strategy": "no", "eval_strategy": "no"}, None, 8, None),
+        ({**BEST, "metric_for_best_model": "eval_macro_f1", "greater_is_better": False}, None, 8, 4),
+    ],
+)
+def test_the_weights_are_those_of_the_step_that_is_named(flags, patience, steps, best, tmp_path):
+    def run(scores, *callbacks, resume_from=None):
+        args = arguments(tmp_path, num_train_epochs=4, **flags)
+        metrics = {"early_stopping_patience": patience, "compute_metrics": scores_in_turn(*scores)}
+        trainer = trainer_of(vit(), args, **metrics, callbacks=[remember, *callbacks])
+        trainer.train(resume_from_checkpoint=resume_from)
+        return trainer
+
+    def check(trainer):
+        assert (trainer.state.global_step, trainer.state.best_global_step) == (steps, best)
+        assert differing(weights(trainer.model), remember.after[best or steps]) == set()
+
+    remember = RememberSteps()
+    # By epoch the best score is the third, at step 6.
+    by_epoch = flags.get("eval_strategy") != "steps"
+    scores = (0.3, 0.2, 0.9, 0.5, 0.1) if by_epoch else SCORES
+    scores = (0.9, 0.3, 0.7, 0.2, 0.1) if flags.get("eval_on_start") else scores
+    scores = (0.3, 0.2, 0.9, 0.5) if flags.get("greater_is_better") is False else scores
+    trainer = run(scores)
+    checkpoints = sorted(tmp_path.glob("checkpoints/*"), key=lambda path: int(path.name.split("-")[1]))
+    check(trainer)
+    if checkpoints:
+        # From the first checkpoint that is left, as if the run had been cut off after it.
+        begun, at_start = int(checkpoints[0].name.split("-")[1]), "eval_on_start" in flags
+        for later in checkpoints[1:]:
+            shutil.rmtree(later)
+        seen = at_start + (begun // 2 if by_epoch else begun)
+        check(run((*scores[:at_start], *scores[seen:]), resume_from=str(checkpoints[0])))
+
+
+def last_block() -> nn.Module:
+    model = vit()
+    train_layers(model, "1")
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize(("build", "parts"), [(vit_with_lora, 2), (last_block, 1)])
+@pytest.mark.parametrize("steps", [2, 9])
+def test_what_gets_no_gradient_through_checkpointing_ends_the_run_and_without_it_moves(build, parts, steps, tmp_path):
+    def run(name: str, **kwargs):
+        args = arguments(tmp_path / name, gradient_checkpointing=True, max_steps=steps, warmup_steps=1, **kwargs)
+        trainer_of(build(), args).train()
+
+    run("default")
+    run("other", gradient_checkpointing_kwargs={"use_reentrant": False})
+    with pytest.raises(UsageError, match=f"{parts} parts? of the network .* did not move in {min(steps - 1, 5)} step"):
+        run("reentrant", gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
+def test_weight_decay_alone_is_no_movement_and_a_rate_of_zero_no_fault(tmp_path):
+    model, rates = vit_with_lora(), {"max_steps": 6, "weight_decay": 0.1, "lr_scheduler_type": "constant"}
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            # The adapters get gradients, all of them zero.
+            module.scaling["default"] = 0.0
+    with pytest.raises(UsageError, match=r"such as base_model.model.vit.layers.0: no gradient reaches them"):
+        trainer_of(model, arguments(tmp_path, **rates, **NO_FILES)).train()
+    model = vit()
+    head = {"params": list(model.classifier.parameters()), "lr": 0.0}
+    rest = {"params": list(model.vit.parameters()), "lr": 0.01}
+    for groups, fault in (([rest, head], False), ([rest], True)):
+        trainer = trainer_of(model, arguments(tmp_path, **rates, **NO_FILES), parameter_groups=groups)
+        if not fault:
+            trainer.train()
+            continue
+        with pytest.raises(UsageError, match="1 part of the network .* such as classifier"):
+            trainer.train()
+
+
+@pytest.mark.parametrize(
+    "flags", [{"max_steps": 1, "warmup_steps": 1}, {"max_steps": 6, "gradient_accumulation_steps": 2}]
+)
+def test_a_warm_up_step_and_accumulated_steps_are_no_fault(flags, tmp_path):
+    trainer_of(vit_with_lora(), arguments(tmp_path, **flags, **NO_FILES)).train()
+
+
+def test_dropping_the_last_batch_is_for_training_only(tmp_path):
+    args = arguments(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=5, per_device_eval_batch_size=3)
+    seen = []
+
+    def scores(prediction):
+        seen.append(len(prediction.label_ids))
+        return {"macro_f1": 0.5, "accuracy": 0.5}
+
+    trainer = trainer_of(vit(), args, compute_metrics=scores)
+    trainer.train()
+    # Eight photos: one whole batch an epoch; all are scored.
+    assert (trainer.state.global_step, seen) == (3, [8, 8, 8])
+    assert trainer.args.dataloader_drop_last
+
+
+def test_dropping_all_photos_is_refused_with_the_numbers(tmp_path):
+    args = arguments(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=9)
+    with pytest.raises(UsageError, match=r"drop all 8 training photos, which do not fill a batch of 9; remove it or"):
+        trainer_of(vit(), args).train()
+    trainer_of(vit(), arguments(tmp_path, per_device_train_batch_size=9, max_steps=1, **NO_FILES)).train()

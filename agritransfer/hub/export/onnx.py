@@ -38,7 +38,7 @@ from agritransfer.hub.export.quantization import quantization_methods, quantize,
 from agritransfer.images.photo_dataset import collate
 from agritransfer.images.preprocessing import PhotoProcessor, pixel_recipe
 from agritransfer.models.attribution import EXACT, ExplainedClassifier
-from agritransfer.models.loading import load_classifier
+from agritransfer.models.loading import check_labels, load_classifier
 
 # Old enough for browser runtimes.
 OPSET = 18
@@ -65,6 +65,7 @@ def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
     results = read_results(folder)
     splits = _load_photos(folder, results["dataset"])
     model, processor = load_classifier(folder)
+    check_labels(model.config, results["dataset"]["labels"], folder)
     explained = ExplainedClassifier(model, processor.image_size).eval()
     # A temporary folder until everything is checked, so that onnx/ is always complete.
     with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as unchecked:
