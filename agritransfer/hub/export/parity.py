@@ -16,7 +16,7 @@ from agritransfer.data.dataset import Splits
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.preprocessing import PhotoProcessor, pixel_recipe
 from agritransfer.models.attribution import ExplainedClassifier
-from agritransfer.runtime.process import available_cores
+from agritransfer.runtime.process import available_cores, full_precision
 from agritransfer.training.saving import LOGIT_TOLERANCE
 
 OUTPUTS = ("logits", "features", "evidence")
@@ -40,7 +40,7 @@ def outputs_of_both(
     """The true labels (photos,) and the outputs of torch and of the file by name."""
     session, truth, of_torch, of_file = open_session(path), [], [], []
     for pixels, labels in batches:
-        with torch.inference_mode():
+        with full_precision(), torch.inference_mode():
             of_torch.append([output.numpy() for output in explained(torch.from_numpy(pixels))])
         of_file.append(session.run(OUTPUTS, {"pixel_values": pixels}))
         truth.append(labels)
