@@ -1,7 +1,7 @@
 """What does the model predict?
 
-The files are those of `export`: an ONNX model with preprocessing and calibration in its metadata, and the features of
-known photos. Temperature and thresholds are those of the run.
+The files are those of `export`: ONNX models with preprocessing and calibration in their metadata, and the features of
+known photos. The 8-bit model has a temperature, thresholds and known photos of its own.
 """
 
 import json
@@ -19,7 +19,12 @@ from safetensors.numpy import load_file
 
 from photos import Photo, advice, model_pixels, read_photo, seen_part
 
-SCHEMA = 2
+SCHEMA = 3
+# The known photos as each exported file represents them.
+KNOWN_FILES = {
+    "model.onnx": "known_features.safetensors",
+    "model_quantized.onnx": "onnx/known_features_quantized.safetensors",
+}
 # To find the faster file, each runs this many times, within this many seconds in total.
 TRIALS = 20
 TRIAL_SECONDS = 1.0
@@ -61,10 +66,12 @@ class Classifier:
         self.recipe: dict[str, Any] = facts["preprocessing"]
         self.image_size: int = facts["image_size"]
         self.calibration: dict[str, Any] = facts["calibration"]
+        # The page states the threshold of the file that is served.
+        self.results["calibration"] = self.calibration
         self.evidence: dict[str, Any] = facts["evidence"]
         reduced = facts["reduced_decoding"]
         self.least_side: int | None = reduced["least_side"] if reduced["passed"] else None
-        self.known = load_file(folder / "known_features.safetensors") if self.calibration["unknown"] else None
+        self.known = load_file(folder / KNOWN_FILES[self.name]) if self.calibration["unknown"] else None
 
     def read(self, source: Path | bytes) -> Photo:
         """Decode a photo at the size that this model needs; raises `PhotoError`."""
@@ -109,7 +116,7 @@ class Classifier:
 def fastest_session(folder: Path) -> tuple[str, InferenceSession]:
     """The name and session of the faster exported file; 8 bits are not faster on every machine.
 
-    `export` writes a file only if its predictions agree with those of the trained model.
+    `export` writes the 8-bit file only if its verdicts agree with those of the trained model.
     """
     sessions = {path.name: _session(path) for path in sorted(folder.glob("*.onnx"))}
     if len(sessions) == 1:

@@ -5,8 +5,11 @@
 
 The files are written to runs/NAME/onnx/ and run without torch:
     model.onnx            the model in 32-bit floating point
-    model_quantized.onnx  the model in 8 bits, in the fastest form that agrees with torch on at
-                          least 99% of the photos and loses at most 0.3 points of accuracy
+    model_quantized.onnx  the model in 8 bits, in the fastest form that gives the class and the
+                          verdict of the run for at least 99% of the photos and loses at most
+                          0.3 points of accuracy
+    known_features_quantized.safetensors
+                          the known photos of the 8-bit model, which has its own calibration
     export.json           the measurements
 
 Run it where the run was trained, since it reads the photos from the same place.
@@ -23,7 +26,7 @@ from agritransfer.wording import counted
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--photos", type=int, help="check on at most N validation photos")
+    parser.add_argument("--photos", type=int, help="check, and calibrate the 8-bit file, on at most N photos")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,6 +45,7 @@ def _table(folder: Path, exported: dict) -> str:
     lines.append(_row("model.onnx", exported["model"]))
     tried = exported["model_quantized"]["tried"]
     lines += [_row(f"8 bits, {facts['method']}", facts) for facts in tried]
+    lines += [_verdict_line(facts) for facts in tried]
     lines += [f"8 bits, {facts['method']}: not written because {facts['reason']}" for facts in tried if facts["reason"]]
     evidence = exported["evidence"]
     test = evidence["deletion_test"]
@@ -56,6 +60,17 @@ def _table(folder: Path, exported: dict) -> str:
     lines.append(f"checked on {counted(exported['photos'], 'validation photo')} in {exported['seconds']:.0f} s")
     lines.append(f"written to {folder / 'onnx'}")
     return "\n".join(lines)
+
+
+def _verdict_line(facts: dict) -> str:
+    """How far the verdicts of an 8-bit file agree with the run's: "answer" and the class, "not sure" or "unknown"."""
+    from agritransfer.hub.export.quantization import LEAST_AGREEMENT
+
+    same, (low, high) = facts["verdicts"], facts["verdicts"]["agreement_ci95"]
+    line = f"8 bits, {facts['method']}: the same verdict for {same['same']} of {counted(same['photos'], 'photo')}, "
+    line += f"{same['agreement']:.1%} [{low:.1%}, {high:.1%}]"
+    few = facts["reason"] is None and low < LEAST_AGREEMENT
+    return line + ("; too few photos to be sure of 99% on new ones" if few else "")
 
 
 def _row(name: str, facts: dict) -> str:

@@ -16,6 +16,7 @@ from agritransfer.images.photo_dataset import PhotoDataset, collate
 from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.loading import labels_of, load_classifier
 from agritransfer.models.structure import find_head
+from agritransfer.runtime.process import full_precision
 
 
 def predict(model: PreTrainedModel, dataset: PhotoDataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +55,10 @@ class TrainedClassifier:
 def model_outputs(
     model: PreTrainedModel, processor: PhotoProcessor, batches: Iterable[torch.Tensor]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Logits (photos, classes) and the head's input (photos, width) of batches of uint8 pixels, one by one."""
+    """Logits (photos, classes) and the head's input (photos, width) of batches of uint8 pixels, one by one.
+
+    Computed in full float32 on every device.
+    """
     device = PartialState().device
     model = model.to(device).eval()
     mean, std = (statistic.to(device) for statistic in processor.normalization)
@@ -62,7 +66,8 @@ def model_outputs(
     hook = find_head(model)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu().numpy()))
     try:
         for pixels in batches:
-            with torch.inference_mode():
+            # Not around the loop: a generator would leave the setting changed for its caller.
+            with full_precision(device.type), torch.inference_mode():
                 logits = model((pixels.to(device) - mean) / std).logits.float().cpu().numpy()
             yield logits, seen.pop()
     finally:

@@ -15,7 +15,7 @@ from agritransfer.images.recipe_pixels import normalize, recipe_pixels
 from agritransfer.runtime.process import available_cores
 
 # To be raised with every change to the metadata of an exported file.
-SCHEMA = 2
+SCHEMA = 3
 MODEL_FILE = Path("onnx/model.onnx")
 
 

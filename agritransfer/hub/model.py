@@ -45,7 +45,7 @@ from agritransfer.hub.ownership import local_files
 from agritransfer.images.decoding import decode_photo
 from agritransfer.models.loading import check_labels, load_processor
 from agritransfer.models.lora import load_adapter
-from agritransfer.runtime.process import say
+from agritransfer.runtime.process import full_precision, say
 from agritransfer.training.saving import LOGIT_TOLERANCE
 
 # The allow-list. Checkpoints hold pickles, predictions.csv names every photo, status.json is of local use only.
@@ -284,6 +284,7 @@ def photos_to_compare(folder: Path, results: dict[str, Any]) -> tuple[list[Image
     return [decode_photo(image["bytes"] or image["path"]) for image in images], tested.logits[chosen]
 
 
+@full_precision()
 def check_answers(
     results: dict[str, Any],
     repo_id: str,

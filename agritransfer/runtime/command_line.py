@@ -53,6 +53,7 @@ OLD_FLAGS = {
     "save_only_model": "nothing: the run folder holds the model alone, and checkpoints must be resumable",
     "ignore_data_skip": "nothing: a resumed run sees each photo as often as an uninterrupted one",
     "enable_jit_checkpoint": "nothing: SIGTERM and SIGUSR1 always save a checkpoint",
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "nothing: scores are always computed in float32"),
     "hub_token": "the environment variable HF_TOKEN (a flag would be saved in the checkpoints)",
 }
 # Flags that need the list of training photos, which a stream does not have.
@@ -133,6 +134,9 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
     _check_head_metric(parsed[0], *parsed[-2:], parser)
     _point_scheduler(parsed[-1], parser)
     _check_training(parsed[0], parsed[-1], parser)
+    if parsed[-1].fp16 and parsed[-1].device.type == "cpu":
+        # accelerate would train in float32 without saying so.
+        parser.error("--fp16 has no effect on a CPU; remove it, or use --bf16 true")
     # By default, Trainer drops unknown columns, the photos' among them.
     parsed[-1].remove_unused_columns = False
     # The signature of a PEFT model hides the labels from Trainer.

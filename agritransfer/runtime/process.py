@@ -94,6 +94,31 @@ def _one_process_per_gpu(gpus: int) -> str:
     )
 
 
+@contextmanager
+def full_precision(device_type: str = "cpu") -> Iterator[None]:
+    """Compute in full float32: no TF32 and no autocast on this type of device, whatever the run trains with.
+
+    TF32 rounds the factors of matrix products and convolutions to 10 of 23 bits; cuDNN uses it by default. Use this
+    around every forward pass whose logits are stored or compared; it also works as a decorator.
+    """
+    import torch
+    from torch.backends import cuda, cudnn, mkldnn
+
+    general, torch.backends.fp32_precision = torch.backends.fp32_precision, "ieee"
+    # An operation with a setting of its own does not follow the general one.
+    operations = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    own = [(operation, operation.fp32_precision) for operation in operations if operation.fp32_precision != "ieee"]
+    for operation, _ in own:
+        operation.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.backends.fp32_precision = general
+        for operation, precision in own:
+            operation.fp32_precision = precision
+
+
 def is_distributed() -> bool:
     """Whether this is one of several processes started by a launcher such as `accelerate launch` or torchrun."""
     return any(int(os.environ.get(name, "1")) > 1 for name in WORLD_SIZES)

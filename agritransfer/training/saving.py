@@ -11,6 +11,7 @@ from agritransfer.images.photo_dataset import collate
 from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.loading import labels_of, load_classifier
 from agritransfer.models.lora import load_adapter, merge_lora
+from agritransfer.runtime.process import full_precision
 from agritransfer.training.checkpoints import follow_umask
 from agritransfer.training.trainer import ImageTrainer
 
@@ -18,14 +19,17 @@ from agritransfer.training.trainer import ImageTrainer
 LOGIT_TOLERANCE = 1e-3
 
 
+@full_precision()
 def save_model(trainer: ImageTrainer, processor: PhotoProcessor, splits: Splits, base_model: dict | None) -> None:
     """Save the trained weights as a plain transformers model, with LoRA also as `adapter/`, and check both.
 
     Raises `RuntimeError` if a saved model does not give the logits of the trained model or names other classes.
     """
-    folder, model = Path(trainer.args.output_dir), trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.args.should_save:
         return
+    # For --bf16, accelerate wraps the forward pass in autocast, which would round the logits to compare with.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    folder = Path(trainer.args.output_dir)
     sample = splits.dataset("validation", processor)
     mean, std = processor.normalization
     pixels = (collate([sample[i] for i in range(min(8, len(sample)))])["pixel_values"] - mean) / std

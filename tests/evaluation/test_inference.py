@@ -3,8 +3,11 @@
 import io
 
 import numpy as np
+import pytest
 import torch
+from networks import build
 from PIL import Image
+from tf32 import TF32
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from agritransfer.evaluation.inference import predict
@@ -50,3 +53,31 @@ def test_logits_are_those_of_a_plain_forward_in_the_order_of_the_photos():
     head = model.classifier
     assert np.allclose(features @ head.weight.detach().numpy().T + head.bias.detach().numpy(), predicted, atol=1e-4)
     assert not head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm efficientnet"])
+@pytest.mark.parametrize("flag", ["--tf32", "--bf16"])
+def test_scores_are_those_of_float32_whatever_training_computed_in(kind, flag):
+    processor = describe_processor(ViTImageProcessor(size={"height": 32, "width": 32}))
+    model, (dataset, _) = build(kind).eval(), photo_dataset(6, processor)
+    exact = predict(model, dataset, batch_size=4)
+    emulated = TF32() if flag == "--tf32" else torch.autocast("cpu", torch.bfloat16)
+    try:
+        # As the Trainer sets it.
+        torch.backends.fp32_precision = "tf32"
+        with emulated:
+            pixels = torch.stack([dataset[number]["pixel_values"] for number in range(6)])
+            mean, std = processor.normalization
+            with torch.no_grad():
+                rough = model((pixels - mean) / std).logits.float().numpy()
+            # Without this the test would prove nothing.
+            assert np.abs(rough - exact[0]).max() > 1e-5
+            if flag == "--tf32":
+                assert emulated.rounded > 4 and emulated.exact == 0
+            scored = predict(model, dataset, batch_size=4)
+            if flag == "--tf32":
+                assert emulated.exact > 4
+    finally:
+        torch.backends.fp32_precision = "none"
+    for ours, theirs in zip(scored, exact, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

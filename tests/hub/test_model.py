@@ -6,8 +6,10 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 from hubserver import Fault, HubServer, serve
@@ -16,7 +18,7 @@ from publishing import TRAIN
 
 from agritransfer.data.dataset import load_splits
 from agritransfer.hub.client import last_part
-from agritransfer.hub.model import published_results
+from agritransfer.hub.model import check_answers, published_results
 
 RUN_FILES = {
     "README.md",
@@ -303,6 +305,24 @@ def test_answers_other_than_those_of_the_test_are_never_called_published(run, cl
     (run / "predictions.csv").write_text("\n".join([*text[:place], ",".join(cells), *text[place + 1 :]]) + "\n")
     said = client.run("publish", run, "--repo_id", "user/other")
     assert said["code"] == 4 and "the pipeline: the logits differ from those of the tested model" in said["err"]
+
+
+def test_what_the_hub_serves_is_compared_in_float32(monkeypatch, tmp_path):
+    found = []
+
+    def pipeline(*_, **__):
+        found.extend([torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision])
+        raise StopIteration
+
+    monkeypatch.setattr("agritransfer.hub.model.pipeline", pipeline)
+    results = {"dataset": {"labels": ["a"]}, "base_model": None}
+    try:
+        torch.backends.fp32_precision = "tf32"
+        with pytest.raises(StopIteration):
+            check_answers(results, "user/leaves", "0", tmp_path, tmp_path, ([], np.zeros((0, 1))))
+    finally:
+        torch.backends.fp32_precision = "none"
+    assert found == ["ieee", "ieee"]
 
 
 def test_a_card_that_the_hub_does_not_take_is_found_before_anything_is_uploaded(run, client, hub):

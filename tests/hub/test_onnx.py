@@ -28,9 +28,17 @@ from transformers import (
 )
 
 from agritransfer.__main__ import main
+from agritransfer.cli.export import _verdict_line
+from agritransfer.data.readers.source import Photo
+from agritransfer.evaluation.calibration import calibrated_probabilities
+from agritransfer.evaluation.novelty import learn_known, load_known
+from agritransfer.evaluation.predictions import write_predictions
+from agritransfer.evaluation.results import KNOWN_FILE
+from agritransfer.evaluation.selective import calibrate
 from agritransfer.hub.export import onnx as export
+from agritransfer.hub.export import quantization
 from agritransfer.hub.export.onnx import write_model
-from agritransfer.hub.export.parity import deletion_test, hide_cells
+from agritransfer.hub.export.parity import CheckedPhotos, checked_photos, deletion_test, hide_cells, new_verdicts
 from agritransfer.hub.export.quantization import quantization_methods, quantize, refusal
 from agritransfer.images.decoding import decode_photo
 from agritransfer.models.attribution import CELL_BY_CELL, EXACT, HELD_NORM, LAST_ATTENTION, ExplainedClassifier
@@ -193,9 +201,15 @@ def test_hidden_cells_are_the_hottest_tenth():
 
 
 def test_the_gate_names_what_failed_and_its_limits_pass():
-    assert refusal(0.99, 0.003) is None and refusal(1.0, -0.02) is None
-    assert refusal(0.989, 0.0) == "it agrees with torch on only 98.9% of the photos; at least 99% is required"
-    assert refusal(0.995, 0.004) == "it loses 0.4 points of accuracy; at most 0.3 is allowed"
+    assert refusal(0.99, 0.99, 0.003) is None and refusal(1.0, 1.0, -0.02) is None
+    assert refusal(0.989, 1.0, 0.0) == "it agrees with torch on only 98.9% of the photos; at least 99% is required"
+    reason = "with its own calibration it gives the verdict of the run for only 98.9% of the photos"
+    assert refusal(1.0, 0.989, 0.0) == f"{reason}; at least 99% is required"
+    assert refusal(0.995, 1.0, 0.004) == "it loses 0.4 points of accuracy; at most 0.3 is allowed"
+
+
+# The verdict on one of 21 photos may change by chance, and 20 of 21 are less than 99%.
+FEW_AGREE = 0.7
 
 
 @pytest.fixture(scope="module")
@@ -215,13 +229,97 @@ def finished_run(tmp_path_factory) -> Path:
     return run
 
 
+@pytest.fixture
+def outputs() -> dict[str, np.ndarray]:
+    """The true classes, logits and features of 300 photos, of which every second one is easy to tell."""
+    random = np.random.default_rng(0)
+    truth = random.integers(3, size=300)
+    features = np.float32(random.normal(size=(300, 8)))
+    features[np.arange(300), truth] += random.choice([1, 6], size=300)
+    return {"truth": truth, "logits": 2 * features[:, :3], "features": features}
+
+
+@pytest.fixture
+def checked(outputs, tmp_path) -> CheckedPhotos:
+    """Every third of these photos, on which an export of their run is checked; pairs of photos share a plant."""
+    photos = [Photo(n, f"{n}.jpg", "abc"[k], "validation", f"plant {n // 2}") for n, k in enumerate(outputs["truth"])]
+    groups = [photo.group for photo in photos]
+    entry, known = calibrate(outputs["logits"], outputs["features"], outputs["truth"], groups, 0.05)
+    write_predictions(tmp_path / "predictions.csv", {"validation": (photos, outputs["logits"])}, "abc")
+    (tmp_path / "results.json").write_text(json.dumps({"calibration": entry}))
+    known.save(tmp_path / KNOWN_FILE)
+    found = checked_photos(tmp_path, "abc", [photo.file for photo in photos[::3]], third(outputs))
+    assert found.truth.tolist() == outputs["truth"][::3].tolist() and found.groups == groups[::3]
+    return found
+
+
+def third(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: values[::3] for name, values in outputs.items()}
+
+
+def test_a_form_with_other_numbers_gets_its_own_calibration_and_then_the_same_verdicts(outputs):
+    clusters = np.arange(300)
+    entry, known = calibrate(outputs["logits"], outputs["features"], outputs["truth"], [""] * 300, 0.05)
+    of_run = new_verdicts(outputs["logits"], outputs["features"], entry, known, clusters, clusters)
+    checked = CheckedPhotos(outputs["truth"], [""] * 300, clusters, entry, of_run)
+    assert {verdict.split()[0] for verdict in of_run} == {"answer", "not", "unknown"}
+    turned = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype(np.float32)
+    logits, features = 3 * outputs["logits"], outputs["features"] @ turned
+    with_that_of_the_run = new_verdicts(logits, features, entry, known, clusters, clusters)
+    assert sum(ours == theirs for ours, theirs in zip(with_that_of_the_run, of_run, strict=True)) < 270
+    own, own_known, agreement = checked.calibrate(logits, features)
+    assert own["temperature"] == pytest.approx(3 * entry["temperature"], rel=1e-3)
+    assert own_known.features.shape == (300, 8) and agreement["photos"] == 300 and agreement["same"] >= 299
+    low, high = agreement["agreement_ci95"]
+    assert 0.97 < low < agreement["agreement"] <= high
+
+
+def test_the_same_classes_from_other_features_are_other_verdicts(outputs, checked):
+    logits, features = third(outputs)["logits"], third(outputs)["features"]
+    scrambled = np.float32(np.random.default_rng(2).normal(size=features.shape))
+    _, _, agreement = checked.calibrate(logits, scrambled)
+    assert agreement["photos"] == 100 and agreement["agreement"] < 0.95
+    assert "gives the verdict of the run for only" in refusal(1.0, agreement["agreement"], 0.0)
+
+
+def test_a_photo_is_judged_without_its_own_plant(outputs, checked):
+    """As by `learn_known`, which leaves out the group of each photo."""
+    groups, clusters = [f"plant {n // 2}" for n in range(300)], np.arange(300) // 2
+    entry, known = calibrate(outputs["logits"], outputs["features"], outputs["truth"], groups, 0.05)
+    confidence = calibrated_probabilities(outputs["logits"], entry["temperature"]).max(axis=1)
+    strange = learn_known(outputs["features"], confidence, groups)[1]
+    found = new_verdicts(outputs["logits"], outputs["features"], entry, known, clusters, clusters)
+    unknown = np.array([verdict == "unknown" for verdict in found])
+    # A score at the limit may be rounded to either side; with a photo's own plant known, few would be unknown.
+    assert unknown.sum() > 10 and (unknown != (strange > entry["unknown"]["threshold"])).sum() <= 2
+    with_own = new_verdicts(outputs["logits"], outputs["features"], entry, known, clusters + 1000, clusters)
+    assert with_own.count("unknown") < unknown.sum() / 2
+    # A part of the photos is judged alike.
+    assert checked.verdicts == found[::3]
+
+
+def test_the_agreement_is_printed_with_its_interval_and_number():
+    def line(same: int, photos: int, low: float, reason: str | None) -> str:
+        verdicts = {"photos": photos, "same": same, "agreement": same / photos, "agreement_ci95": [low, 1.0]}
+        return _verdict_line({"method": "dynamic", "verdicts": verdicts, "reason": reason})
+
+    few = "; too few photos to be sure of 99% on new ones"
+    assert (
+        line(24, 24, 0.862, None)
+        == f"8 bits, dynamic: the same verdict for 24 of 24 photos, 100.0% [86.2%, 100.0%]{few}"
+    )
+    assert few not in line(999, 999, 0.996, None) + line(20, 24, 0.64, "it differs")
+
+
 @pytest.fixture(scope="module")
 def exported_run(finished_run, tmp_path_factory) -> Path:
     """The same run with its `onnx/`, where an older one lay before."""
     run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("exported") / "run"))
     (run / "onnx").mkdir()
     (run / "onnx/left_from_before.onnx").write_bytes(b"")
-    assert main(["export", str(run)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantization, "LEAST_AGREEMENT", FEW_AGREE)
+        assert main(["export", str(run)]) == 0
     return run
 
 
@@ -233,7 +331,7 @@ def run_copy(finished_run, tmp_path) -> Path:
 def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_run):
     assert {path.name for path in exported_run.iterdir()} == {path.name for path in finished_run.iterdir()} | {"onnx"}
     assert {path.name for path in (exported_run / "onnx").iterdir()} == {
-        *("model.onnx", "model_quantized.onnx", "export.json")
+        *("model.onnx", "model_quantized.onnx", "known_features_quantized.safetensors", "export.json")
     }
     exported = json.loads((exported_run / "onnx/export.json").read_text())
     results = json.loads((exported_run / "results.json").read_text())
@@ -247,6 +345,14 @@ def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_
     (small,) = exported["model_quantized"]["tried"]
     assert (small["method"], small["reason"]) == ("dynamic", None)
     assert small["agreement"] >= 0.99 and small["largest_logit_difference"] > 0
+    assert small["verdicts"]["photos"] == exported["photos"] and small["verdicts"]["agreement"] >= FEW_AGREE
+    # Rounded logits need another temperature, rounded features other known photos.
+    assert small["calibration"]["temperature"] != results["calibration"]["temperature"]
+    of_run, of_small = (
+        load_known(exported_run / file) for file in (KNOWN_FILE, "onnx/known_features_quantized.safetensors")
+    )
+    assert of_run.features.shape == of_small.features.shape
+    assert 0 < np.abs(of_run.features - of_small.features).max() < 0.1
     for name, of_file in (("model", exported["model"]), ("model_quantized", small)):
         path = exported_run / f"onnx/{name}.onnx"
         assert of_file["bytes"] == path.stat().st_size
@@ -255,7 +361,7 @@ def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_
             *("schema", "labels", "preprocessing", "image_size", "reduced_decoding", "calibration", "evidence")
         ]
         assert facts["labels"] == results["dataset"]["labels"] == ["blight", "healthy", "rust"]
-        assert facts["calibration"] == results["calibration"]
+        assert facts["calibration"] == (results if name == "model" else small)["calibration"]
         assert facts["preprocessing"]["resize"] == [32, 32] and facts["image_size"] == 32
         assert facts["reduced_decoding"] == exported["reduced_decoding"]
         assert facts["evidence"] == exported["evidence"]
@@ -320,16 +426,19 @@ def test_the_first_8_bit_form_that_passes_is_written_and_why_others_are_not(
             onnx.save(with_other_bias(small, np.float32([9, -9, -9])), small)
 
     monkeypatch.setattr(export, "quantize", quantize_badly)
-    assert main(["export", str(run_copy), "--photos", "10"]) == 0
+    monkeypatch.setattr(quantization, "LEAST_AGREEMENT", FEW_AGREE)
+    assert main(["export", str(run_copy), "--photos", "20"]) == 0
     out = capsys.readouterr().out
     exported = json.loads((run_copy / "onnx/export.json").read_text())
     written = len(bad) < 2
-    assert exported["photos"] == 10 and exported["model_quantized"]["written"] is written
+    assert exported["photos"] == 20 and exported["model_quantized"]["written"] is written
     files = {path.name for path in (run_copy / "onnx").iterdir()}
-    assert files == {"model.onnx", "export.json"} | ({"model_quantized.onnx"} if written else set())
+    of_small = {"model_quantized.onnx", "known_features_quantized.safetensors"}
+    assert files == {"model.onnx", "export.json"} | (of_small if written else set())
     reasons = {form["method"]: form["reason"] for form in exported["model_quantized"]["tried"]}
     assert list(reasons) == ["dynamic", "blocks"][: len(bad) + 1]
-    assert "checked on 10 validation photos" in out and out.count("not written") == len(bad)
+    assert out.count(" of 20 photos, ") == len(reasons)
+    assert "checked on 20 validation photos" in out and out.count("not written") == len(bad)
     for method, reason in reasons.items():
         if method in bad:
             assert reason.startswith("it agrees with torch on only ")
@@ -390,6 +499,15 @@ def test_export_says_in_one_line_what_it_cannot_do(run_copy, tmp_path, capsys):
         (run_copy / "results.json").write_text(json.dumps(results))
         assert words in complaint(code, run_copy)
     assert not (run_copy / "onnx").exists()
+
+
+def test_too_few_photos_for_unknown_ones_give_no_8_bit_file(exported_run, run_copy, monkeypatch, capsys):
+    monkeypatch.setattr(export, "write_model", lambda _model, _side, path: shutil.copy(made(exported_run), path))
+    monkeypatch.setattr(quantization, "LEAST_AGREEMENT", 0.0)
+    assert main(["export", str(run_copy), "--photos", "12"]) == 0
+    assert {path.name for path in (run_copy / "onnx").iterdir()} == {"model.onnx", "export.json"}
+    reason = "not written because 12 photos are too few to tell unknown photos; at least 20 are required"
+    assert capsys.readouterr().out.count(reason) == 2
 
 
 @pytest.mark.slow

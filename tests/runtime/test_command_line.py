@@ -128,6 +128,7 @@ def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_name
         ([*NAMED, "--recipe"], "no recipe at"),
         ([*NAMED, "--cached_views", "0"], "--cached_views must be at least 1; found 0"),
         ([*NAMED, "--train_layers", "head", "--head_first"], "remove one of them"),
+        ([*NAMED, "--fp16", "true", "--use_cpu"], "--fp16 has no effect on a CPU; remove it, or use --bf16 true"),
         ([*NAMED, "--eval_strategy", "no"], "--load_best_model_at_end requires"),
         ([*NAMED, "--early_stopping_patience", "0"], "--early_stopping_patience must be at least 1; found 0"),
         (

@@ -9,12 +9,19 @@ from importlib.metadata import packages_distributions
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 from transformers import TrainingArguments
 
 from agritransfer.__main__ import COMMANDS
 from agritransfer.errors import UsageError
-from agritransfer.runtime.process import available_cores, is_distributed, physical_cores, prepare_process
+from agritransfer.runtime.process import (
+    available_cores,
+    full_precision,
+    is_distributed,
+    physical_cores,
+    prepare_process,
+)
 
 AT_THE_END = """
 import gc, sys
@@ -192,3 +199,43 @@ def test_a_script_that_sees_several_gpus_ends_with_2_before_anything_is_read(scr
     assert (code, out) == (2, "") and not (tmp_path / "run").exists()
     assert err.count("\n") == 1
     assert f"--multi_gpu --num_processes 2 {script} --dataset_name {tmp_path}/none" in err
+
+
+OPERATIONS = (
+    *(torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn),
+    *(torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn),
+)
+
+
+def precisions() -> list[str]:
+    return [operation.fp32_precision for operation in OPERATIONS]
+
+
+@pytest.mark.parametrize(
+    "setting", [None, torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.conv]
+)
+def test_full_precision_allows_no_tf32_and_restores_what_was_set(setting):
+    try:
+        if setting is not None:
+            setting.fp32_precision = "tf32"
+        before = precisions()
+        with pytest.raises(ZeroDivisionError), full_precision():
+            assert precisions() == ["ieee"] * len(OPERATIONS) and len(OPERATIONS) == 6
+            raise ZeroDivisionError
+        assert precisions() == before
+        torch.backends.fp32_precision = "ieee"
+        # All that was not set for its own operation still follows the general setting.
+        assert precisions().count("ieee") >= (6 if setting in (None, torch.backends) else 5)
+    finally:
+        for operation in () if setting is None else (setting,):
+            operation.fp32_precision = "none"
+        torch.backends.fp32_precision = "none"
+
+
+def test_full_precision_ends_autocast():
+    ones = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (ones @ ones).dtype == torch.bfloat16
+        with full_precision():
+            assert (ones @ ones).dtype == torch.float32
+        assert (ones @ ones).dtype == torch.bfloat16

@@ -4,16 +4,20 @@ import ast
 import csv
 import io
 import json
+import shutil
 import string
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from conftest import ROOT
 from PIL import Image, ImageFilter
 from processors import KINDS
+from safetensors.numpy import load_file, save
 from spaceapp import SAMPLE, encoded
 
 import page
@@ -145,6 +149,39 @@ def test_the_faster_of_two_files_is_served(tmp_path, monkeypatch):
     (tmp_path / "model.onnx").rename(tmp_path / "other_quantized.onnx")
     (tmp_path / "model_quantized.onnx").rename(tmp_path / "model.onnx")
     assert fastest_session(tmp_path)[0] == "model.onnx"
+
+
+def test_each_file_has_its_own_calibration_and_known_photos(tmp_path, monkeypatch, classifier):
+    folder = Path(shutil.copytree(SAMPLE, tmp_path / "model"))
+    model = onnx.load(folder / "onnx/model.onnx")
+    (entry,) = [entry for entry in model.metadata_props if entry.key == "calibration"]
+    own = json.loads(entry.value) | {"threshold": 0.99, "temperature": 2.0}
+    entry.value = json.dumps(own)
+    onnx.save(model, folder / "onnx/model_quantized.onnx")
+    known = load_file(SAMPLE / "known_features.safetensors")
+    (folder / "onnx/known_features_quantized.safetensors").write_bytes(save(known | {"features": -known["features"]}))
+    served = {}
+    for name in ("model.onnx", "model_quantized.onnx"):
+        session = onnxruntime.InferenceSession(folder / "onnx" / name, providers=["CPUExecutionProvider"])
+        monkeypatch.setattr("classifier.fastest_session", lambda _, named=(name, session): named)
+        served[name] = Classifier(folder)
+    full, small = served.values()
+    assert full.calibration == classifier.calibration == full.results["calibration"]
+    assert small.calibration == own == small.results["calibration"] != full.calibration
+    assert (small.known["features"] == -full.known["features"]).all()
+    photo = full.read(EXAMPLES[0])
+    assert (full.answer(photo).verdict, small.answer(photo).verdict) == ("answer", "unknown")
+
+
+def test_an_export_of_an_earlier_version_is_refused(tmp_path):
+    """Its 8-bit file has the thresholds of the other file."""
+    folder = Path(shutil.copytree(SAMPLE, tmp_path / "model"))
+    model = onnx.load(folder / "onnx/model.onnx")
+    (entry,) = [entry for entry in model.metadata_props if entry.key == "schema"]
+    entry.value = "2"
+    onnx.save(model, folder / "onnx/model.onnx")
+    with pytest.raises(ValueError, match="has another version; export the run again: agritransfer export RUN"):
+        Classifier(folder)
 
 
 @pytest.mark.script

@@ -3,14 +3,18 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_trainer import differing
+from tf32 import TF32
 from transformers import ViTConfig
 
+from agritransfer.evaluation.predictions import read_predictions
 from agritransfer.evaluation.results import interval_text, results_table
 from agritransfer.hub.model_card import model_card
+from agritransfer.images.decoding import decode_photo
 from agritransfer.models.loading import load_classifier
 from agritransfer.training.saving import _check_labels, _check_same
 
@@ -41,6 +45,54 @@ def test_a_run_whose_files_were_tampered_with_is_not_the_trained_model(photos, t
         _check_same(logits, load_classifier(run)[0](pixels).logits, "the saved model")
         with pytest.raises(RuntimeError, match="do not use it"):
             _check_same(logits, model(pixels).logits, "the saved model")
+
+
+BF16 = {
+    "train_finetune.py": ("--head_first", "--cached_views", "1", "--train_layers", "1"),
+    "train_lora.py": ("--learning_rate", "0.1"),
+    "train_scratch.py": (),
+}
+
+
+@pytest.mark.parametrize("script", sorted(BF16))
+def test_a_run_in_bf16_is_saved_checked_and_scored_in_float32(script, photos, tiny_vit, tmp_path, run_script):
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "2", "--use_cpu")
+    if script == "train_scratch.py":
+        flags = (*flags[:2], "--image_size", "32", *flags[4:])
+    # Steps that are large enough for bfloat16 and float32 to give other logits.
+    flags += ("--bf16", "true", "--learning_rate", "0.01", *BF16[script], "--output_dir", tmp_path / "run")
+    code, _, err = run_script(script, *flags)
+    assert (code, "Traceback" in err) == (0, False)
+    assert load_classifier(tmp_path / "run")[0].dtype == torch.float32
+    assert json.loads((tmp_path / "run/config.json").read_text())["dtype"] == "float32"
+
+
+def test_a_run_in_tf32_is_scored_in_float32(photos, tiny_vit, tmp_path, run_script):
+    run = tmp_path / "run"
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--num_train_epochs", "1", "--use_cpu")
+    try:
+        # The Trainer refuses --tf32 without a GPU, and sets no more than this with one.
+        torch.backends.fp32_precision = "tf32"
+        with TF32() as emulated:
+            assert run_script("train_finetune.py", *flags, "--learning_rate", "0.01", "--output_dir", run)[0] == 0
+    finally:
+        torch.backends.fp32_precision = "none"
+    assert emulated.rounded > 30 and emulated.exact > 30
+    model, processor = load_classifier(run)
+    results = json.loads((run / "results.json").read_text())
+    tested = read_predictions(run / "predictions.csv", "test", results["dataset"]["labels"])
+    mean, std = processor.normalization
+    files = [decode_photo(photos / file) for file in tested.files]
+    pixels = (torch.stack([processor.pixels(photo) for photo in files]) - mean) / std
+    with torch.no_grad():
+        exact = model(pixels).logits.numpy()
+        with TF32():
+            torch.backends.fp32_precision = "tf32"
+            rough = model(pixels).logits.numpy()
+            torch.backends.fp32_precision = "none"
+    assert len(exact) > 3 and np.abs(rough - exact).max() > 3e-5
+    # The table has six digits.
+    assert np.abs(tested.logits - exact).max() < 1e-5
 
 
 def test_the_table_names_every_split_and_the_weakest_classes(photos, tiny_vit, tmp_path, run_script):

@@ -1,7 +1,8 @@
 """How does a model run without torch?
 
-A finished run is exported to an ONNX file and, if the predictions agree, to a smaller one with 8-bit integers. Besides
-the logits, both output the input of the head and the class evidence; their metadata hold preprocessing and calibration.
+A finished run is exported to an ONNX file and, if the verdicts agree, to a smaller one with 8-bit integers. Besides the
+logits, both output the input of the head and the class evidence; their metadata hold preprocessing and calibration. The
+8-bit file has a calibration and known photos of its own.
 """
 
 import json
@@ -21,16 +22,19 @@ from tqdm import tqdm
 from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.data.streaming import StreamedPhotos
 from agritransfer.errors import DataError, UsageError
+from agritransfer.evaluation.novelty import FEWEST_KNOWN
 from agritransfer.evaluation.onnx_inference import SCHEMA
 from agritransfer.evaluation.results import read_results
 from agritransfer.hub.export.parity import (
     OUTPUTS,
+    CheckedPhotos,
     check_same,
+    checked_photos,
     deletion_test,
     evenly_drawn,
     facts_of,
-    logits_one_by_one,
     outputs_of_both,
+    outputs_one_by_one,
     reduced_decoding_test,
     share_equal,
 )
@@ -40,6 +44,9 @@ from agritransfer.images.preprocessing import PhotoProcessor, pixel_recipe
 from agritransfer.models.attribution import EXACT, ExplainedClassifier
 from agritransfer.models.loading import check_labels, load_classifier
 
+QUANTIZED_FILE = "model_quantized.onnx"
+# The known photos as the 8-bit file represents them; those of model.onnx are the run's.
+QUANTIZED_KNOWN_FILE = "known_features_quantized.safetensors"
 # Old enough for browser runtimes.
 OPSET = 18
 BATCH_SIZE = 32
@@ -62,8 +69,7 @@ def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
         raise UsageError(f"--photos must be at least 1; found {photos}")
     if not (folder / "results.json").is_file():
         raise UsageError(f"'{folder}' is not a finished run; give the --output_dir of a finished training")
-    results = read_results(folder)
-    splits = _load_photos(folder, results["dataset"])
+    splits = _load_photos(folder, read_results(folder)["dataset"])
     model, processor = load_classifier(folder)
     check_labels(model.config, results["dataset"]["labels"], folder)
     explained = ExplainedClassifier(model, processor.image_size).eval()
@@ -71,7 +77,7 @@ def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as unchecked:
         new = Path(unchecked) / "onnx"
         new.mkdir()
-        exported = _write_checked(new, explained, processor, splits, results, photos)
+        exported = _write_checked(new, explained, processor, splits, folder, photos)
         exported["seconds"] = round(time.perf_counter() - started, 1)
         (new / "export.json").write_text(json.dumps(exported, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder / "onnx", ignore_errors=True)
@@ -84,11 +90,11 @@ def _write_checked(
     explained: ExplainedClassifier,
     processor: PhotoProcessor,
     splits: Splits,
-    results: dict[str, Any],
+    run: Path,
     photos: int | None,
 ) -> dict[str, Any]:
     """Write the model and the first 8-bit form that passes; returns the measurements."""
-    full, small = folder / "model.onnx", folder / "model_quantized.onnx"
+    results, full = read_results(run), folder / "model.onnx"
     write_model(explained, processor.image_size, full)
     truth, reference, exported = outputs_of_both(explained, full, _batches(splits, "validation", processor, photos))
     check_same(reference, exported)
@@ -99,28 +105,64 @@ def _write_checked(
         "deletion_test": deletion_test(full, test_photos),
     }
     reduced = reduced_decoding_test(full, splits, processor, min(photos or FULL_SIZE_PHOTOS, FULL_SIZE_PHOTOS))
+    facts = {
+        "schema": SCHEMA,
+        "labels": results["dataset"]["labels"],
+        "preprocessing": pixel_recipe(processor),
+        "image_size": processor.image_size,
+        "reduced_decoding": reduced,
+        "calibration": results["calibration"],
+        "evidence": evidence,
+    }
+    validation = splits.of("validation")
+    files = [validation[place].file for place in evenly_drawn(len(validation), photos)]
+    checked = checked_photos(run, results["dataset"]["labels"], files, reference)
     tried = []
     for method in quantization_methods(explained):
         ranges = (pixels for pixels, _ in _batches(splits, "train", processor, RANGE_PHOTOS))
-        quantize(method, full, small, explained.head, ranges)
-        _add_metadata(small, results, processor, evidence, reduced)
-        logits = logits_one_by_one(small, _batches(splits, "validation", processor, photos))
-        tried.append({"method": method, **facts_of(small, logits, reference["logits"], truth)})
-        lost = share_equal(reference["logits"], truth) - tried[-1]["accuracy"]
-        tried[-1]["reason"] = refusal(tried[-1]["agreement"], lost)
+        quantize(method, full, folder / QUANTIZED_FILE, explained.head, ranges)
+        batches = _batches(splits, "validation", processor, photos)
+        tried.append({"method": method, **_check_quantized(folder, batches, reference["logits"], checked, facts)})
         if tried[-1]["reason"] is None:
             break
-        small.unlink()
-    _add_metadata(full, results, processor, evidence, reduced)
+        (folder / QUANTIZED_FILE).unlink()
+    _add_metadata(full, facts)
     return {
         "schema": SCHEMA,
         "photos": len(truth),
         "torch": {"accuracy": share_equal(reference["logits"], truth)},
         "model": facts_of(full, exported["logits"], reference["logits"], truth),
-        "model_quantized": {"written": small.exists(), "tried": tried},
+        "model_quantized": {"written": (folder / QUANTIZED_FILE).exists(), "tried": tried},
         "evidence": evidence,
         "reduced_decoding": reduced,
     }
+
+
+def _check_quantized(
+    folder: Path,
+    batches: Iterator[tuple[np.ndarray, np.ndarray]],
+    reference: np.ndarray,
+    checked: CheckedPhotos,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Calibrate the 8-bit file, write its metadata and its known photos, and return its entry in `export.json`.
+
+    Rounding moves logits and features, so temperature, threshold and known photos of the run are not those of the file.
+    """
+    path = folder / QUANTIZED_FILE
+    logits, features = outputs_one_by_one(path, batches)
+    calibration, known, agreement = checked.calibrate(logits, features)
+    _add_metadata(path, facts | {"calibration": calibration})
+    found = facts_of(path, logits, reference, checked.truth) | {"verdicts": agreement, "calibration": calibration}
+    lost = share_equal(reference, checked.truth) - found["accuracy"]
+    reason = refusal(found["agreement"], agreement["agreement"], lost)
+    if checked.calibration["unknown"] and known is None:
+        reason = (
+            f"{agreement['photos']} photos are too few to tell unknown photos; at least {FEWEST_KNOWN} are required"
+        )
+    if reason is None and known is not None:
+        known.save(folder / QUANTIZED_KNOWN_FILE)
+    return found | {"reason": reason}
 
 
 def _load_photos(folder: Path, dataset: dict[str, Any]) -> Splits:
@@ -179,22 +221,7 @@ def write_model(explained: ExplainedClassifier, image_size: int, path: Path) -> 
     onnx.save(model, path)
 
 
-def _add_metadata(
-    path: Path,
-    results: dict[str, Any],
-    processor: PhotoProcessor,
-    evidence: dict[str, Any],
-    reduced: dict[str, Any],
-) -> None:
+def _add_metadata(path: Path, facts: dict[str, Any]) -> None:
     model = onnx.load(path)
-    facts = {
-        "schema": SCHEMA,
-        "labels": results["dataset"]["labels"],
-        "preprocessing": pixel_recipe(processor),
-        "image_size": processor.image_size,
-        "reduced_decoding": reduced,
-        "calibration": results["calibration"],
-        "evidence": evidence,
-    }
     onnx.helper.set_model_props(model, {name: json.dumps(fact) for name, fact in facts.items()})
     onnx.save(model, path)

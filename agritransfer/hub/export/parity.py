@@ -1,8 +1,9 @@
 """Does an exported file give the same predictions as the trained model?"""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from agritransfer.data.dataset import Splits
+from agritransfer.evaluation.intervals import wilson_interval
+from agritransfer.evaluation.novelty import Known
+from agritransfer.evaluation.predictions import read_predictions
+from agritransfer.evaluation.results import read_calibration
+from agritransfer.evaluation.selective import calibrate, verdicts
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.preprocessing import PhotoProcessor, pixel_recipe
 from agritransfer.models.attribution import ExplainedClassifier
-from agritransfer.runtime.process import available_cores
+from agritransfer.runtime.process import available_cores, full_precision
 from agritransfer.training.saving import LOGIT_TOLERANCE
 
 OUTPUTS = ("logits", "features", "evidence")
@@ -40,7 +46,7 @@ def outputs_of_both(
     """The true labels (photos,) and the outputs of torch and of the file by name."""
     session, truth, of_torch, of_file = open_session(path), [], [], []
     for pixels, labels in batches:
-        with torch.inference_mode():
+        with full_precision(), torch.inference_mode():
             of_torch.append([output.numpy() for output in explained(torch.from_numpy(pixels))])
         of_file.append(session.run(OUTPUTS, {"pixel_values": pixels}))
         truth.append(labels)
@@ -51,12 +57,17 @@ def outputs_of_both(
     return np.concatenate(truth), *by_name
 
 
-def logits_one_by_one(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Logits (photos, classes) of single photos, as in serving: dynamic quantization depends on the whole batch."""
+def outputs_one_by_one(path: Path, batches: Iterator[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (photos, classes) and features (photos, width) of single photos, as in serving.
+
+    Dynamic quantization depends on the whole batch.
+    """
     session = open_session(path)
-    return np.concatenate(
-        [session.run(["logits"], {"pixel_values": photo[None]})[0] for pixels, _ in batches for photo in pixels]
-    )
+    outputs = [
+        session.run(["logits", "features"], {"pixel_values": photo[None]}) for pixels, _ in batches for photo in pixels
+    ]
+    logits, features = zip(*outputs, strict=True)
+    return np.concatenate(logits), np.concatenate(features)
 
 
 def open_session(path: Path) -> InferenceSession:
@@ -82,6 +93,73 @@ def facts_of(path: Path, logits: np.ndarray, reference: np.ndarray, truth: np.nd
         "agreement": share_equal(logits, reference.argmax(axis=1)),
         "largest_logit_difference": float(np.abs(logits - reference).max()),
     }
+
+
+@dataclass(frozen=True)
+class CheckedPhotos:
+    """The validation photos of a run that its export is checked on, and the verdicts of the run on them.
+
+    `truth` (photos,) are label indices, `groups` their groups ("" for none), `clusters` (photos,) numbers that are
+    equal for photos of one group; `calibration` is that of the run.
+    """
+
+    truth: np.ndarray
+    groups: list[str]
+    clusters: np.ndarray
+    calibration: dict[str, Any]
+    verdicts: list[str]
+
+    def calibrate(self, logits: np.ndarray, features: np.ndarray) -> tuple[dict[str, Any], Known | None, dict]:
+        """The calibration and the known photos of another form of the model, and how far its verdicts agree.
+
+        The agreement is {photos, same, agreement, agreement_ci95}.
+        """
+        entry, known = calibrate(logits, features, self.truth, self.groups, self.calibration["target_error"])
+        own = new_verdicts(logits, features, entry, known, self.clusters, self.clusters)
+        same = sum(ours == theirs for ours, theirs in zip(own, self.verdicts, strict=True))
+        agreement = {"photos": len(own), "same": same, "agreement": same / len(own)}
+        return entry, known, agreement | {"agreement_ci95": wilson_interval(same, len(own))}
+
+
+def checked_photos(
+    run: Path, labels: Sequence[str], files: Sequence[str], reference: dict[str, np.ndarray]
+) -> CheckedPhotos:
+    """The validation photos with these names; `reference` are the outputs of the run for them."""
+    # The known photos are all validation photos, in this order.
+    scored = read_predictions(run / "predictions.csv", "validation", labels)
+    clusters = np.unique([g or f for g, f in zip(scored.groups, scored.files, strict=True)], return_inverse=True)[1]
+    place_of = {file: place for place, file in enumerate(scored.files)}
+    places = [place_of[file] for file in files]
+    calibration, known = read_calibration(run)
+    found = new_verdicts(reference["logits"], reference["features"], calibration, known, clusters[places], clusters)
+    groups = [scored.groups[place] for place in places]
+    return CheckedPhotos(scored.truth[places], groups, clusters[places], calibration, found)
+
+
+def new_verdicts(
+    logits: np.ndarray,
+    features: np.ndarray,
+    calibration: dict[str, Any],
+    known: Known | None,
+    clusters: np.ndarray,
+    known_clusters: np.ndarray,
+) -> list[str]:
+    """The verdict on each photo, with the class of an answer, as if its own group were not among the known photos.
+
+    `clusters` (photos,) and `known_clusters` (known photos,) number the groups.
+    """
+    found = [""] * len(logits)
+    others = known and replace(known, features=known.features.copy())
+    for cluster in np.unique(clusters):
+        rows, same = np.flatnonzero(clusters == cluster), known_clusters == cluster
+        if others is not None:
+            # A photo would be nearest to itself. Nothing is similar to zeros.
+            others.features[same] = 0
+        for row, verdict in zip(rows, verdicts(logits[rows], features[rows], calibration, others), strict=True):
+            found[row] = f"answer {logits[row].argmax()}" if verdict == "answer" else verdict
+        if others is not None:
+            others.features[same] = known.features[same]
+    return found
 
 
 def share_equal(logits: np.ndarray, truth: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-# Requirements on the validation photos: agreement with torch, and accuracy lost.
+# Requirements on the validation photos: agreement with the run in classes and in verdicts, and accuracy lost.
 LEAST_AGREEMENT = 0.99
 MOST_ACCURACY_LOST = 0.003
 
@@ -88,10 +88,15 @@ class _Ranges(CalibrationDataReader):
         return None if pixels is None else {"pixel_values": pixels}
 
 
-def refusal(agreement: float, accuracy_lost: float) -> str | None:
-    """Why an 8-bit file is refused: agreement too low or too much accuracy lost; None if it passes."""
+def refusal(agreement: float, verdict_agreement: float, accuracy_lost: float) -> str | None:
+    """Why an 8-bit file is refused: other classes, other verdicts or less accuracy; None if it passes."""
     if agreement < LEAST_AGREEMENT:
         return f"it agrees with torch on only {agreement:.1%} of the photos; at least {LEAST_AGREEMENT:.0%} is required"
+    if verdict_agreement < LEAST_AGREEMENT:
+        return (
+            f"with its own calibration it gives the verdict of the run for only {verdict_agreement:.1%} of the photos; "
+            f"at least {LEAST_AGREEMENT:.0%} is required"
+        )
     # Equal shares may differ by rounding.
     if accuracy_lost > MOST_ACCURACY_LOST + 1e-9:
         lost, most = 100 * accuracy_lost, 100 * MOST_ACCURACY_LOST
