@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from photos import Photo, advice, model_pixels, read_photo, seen_part
 
-SCHEMA = 2
+SCHEMA = 3
 # To find the faster file, each runs this many times, within this many seconds in total.
 TRIALS = 20
 TRIAL_SECONDS = 1.0

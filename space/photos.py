@@ -15,6 +15,8 @@ import numpy as np
 import pillow_heif
 from PIL import Image, ImageOps
 
+from recipe_pixels import normalize, recipe_pixels
+
 pillow_heif.register_heif_opener()
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
@@ -101,19 +103,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def model_pixels(picture: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
     """Normalized float32 pixels (1, 3, side, side), by the `preprocessing` of an exported model."""
-    resize, crop = recipe["resize"], recipe["crop"]
-    if isinstance(resize, int):
-        shorter = min(picture.size)
-        width, height = (resize if side == shorter else int(resize * side / shorter) for side in picture.size)
-    else:
-        height, width = resize
-    resized = picture.resize((width, height), Image.Resampling[recipe["resample"].upper()])
-    if crop is not None:
-        left, top = ((side - crop) / 2 for side in resized.size)
-        left, top = (round(edge) if recipe["odd_pixel"] == "even" else int(edge) for edge in (left, top))
-        resized = resized.crop((left, top, left + crop, top + crop))
-    mean, std = (np.array(recipe[name], np.float32)[:, None, None] for name in ("mean", "std"))
-    return ((np.asarray(resized, np.float32).transpose(2, 0, 1) - mean) / std)[None]
+    return normalize(recipe_pixels(picture, recipe)[None], recipe)
 
 
 def seen_part(picture: Image.Image, recipe: dict[str, Any]) -> tuple[float, float, float, float]:
