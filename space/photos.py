@@ -21,7 +21,8 @@ pillow_heif.register_heif_opener()
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 MAX_BYTES = 12_000_000
-# Read from the header, since a small file can unpack to gigabytes.
+# Read from the header, since a small file can unpack to gigabytes. Lower than in training, because anyone may send
+# photos, several at once: a WebP of this size takes 0.6 GB while it is decoded.
 MAX_PIXELS = 40_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF")

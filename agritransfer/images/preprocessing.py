@@ -33,6 +33,8 @@ LEVIT_MARGIN = 256 / 224
 LEVIT = (LevitImageProcessor, LevitImageProcessorPil)
 # The settings of `size` that a recipe can describe.
 SIZES = ({"shortest_edge"}, {"height", "width"})
+# To be raised when `pixels` changes, because pixels and activations are cached.
+VERSION = 2
 PILLOW_FILTERS = {filter: filter.name.lower() for filter in Image.Resampling}
 
 
@@ -212,7 +214,7 @@ def unsupported(processor: PhotoProcessor, reason: str) -> UsageError:
 
 def settings_text(processor: PhotoProcessor) -> str:
     """Everything that the pixels depend on, as text that can be compared."""
-    return f"{type(processor.library).__name__} {json.dumps(processor.settings, sort_keys=True, default=str)}"
+    return f"{VERSION} {type(processor.library).__name__} {json.dumps(processor.settings, sort_keys=True, default=str)}"
 
 
 def _resize_and_crop(library: BaseImageProcessor, settings: dict[str, Any]) -> tuple[int | list[int], int | None]:
