@@ -54,7 +54,9 @@ def _evaluation_pixels(processor: PhotoProcessor, photo: Image.Image) -> torch.T
     try:
         return processor.pixels(photo)
     except MADE_FOR_ELSE as error:
-        raise unsupported(processor, f"it cannot leave out rescaling and normalizing ({_told(error)})") from error
+        raise unsupported(
+            processor, f"it fails when rescaling and normalizing are left out ({_told(error)})"
+        ) from error
 
 
 def _told(error: Exception) -> str:

@@ -54,7 +54,7 @@ REASONS = {
     "crop": r"crop_size is \d+, more than the \d+ pixels that photos are resized to",
     "exported": r"the pixels for an exported model would have the shape \(.*\) instead of \(3, \d+, \d+\)",
     "input": r"it makes no pixels of a single photo \(\w+Error: .*\)",
-    "steps": r"it cannot leave out rescaling and normalizing \(\w+Error: .*\)",
+    "steps": r"it fails when rescaling and normalizing are left out \(\w+Error: .*\)",
     "resample": r"resample is \w+, not one of bilinear, bicubic, lanczos",
     "resize": r"do_resize is off",
     "channels": r"the model takes photos of \d+ channels",
