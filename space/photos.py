@@ -15,11 +15,14 @@ import numpy as np
 import pillow_heif
 from PIL import Image, ImageOps
 
+from recipe_pixels import normalize, recipe_pixels
+
 pillow_heif.register_heif_opener()
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 MAX_BYTES = 12_000_000
-# Read from the header, since a small file can unpack to gigabytes.
+# Read from the header, since a small file can unpack to gigabytes. Lower than in training, because anyone may send
+# photos, several at once: a WebP of this size takes 0.6 GB while it is decoded.
 MAX_PIXELS = 40_000_000
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF")
@@ -101,19 +104,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def model_pixels(picture: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
     """Normalized float32 pixels (1, 3, side, side), by the `preprocessing` of an exported model."""
-    resize, crop = recipe["resize"], recipe["crop"]
-    if isinstance(resize, int):
-        shorter = min(picture.size)
-        width, height = (resize if side == shorter else int(resize * side / shorter) for side in picture.size)
-    else:
-        height, width = resize
-    resized = picture.resize((width, height), Image.Resampling[recipe["resample"].upper()])
-    if crop is not None:
-        left, top = ((side - crop) / 2 for side in resized.size)
-        left, top = (round(edge) if recipe["odd_pixel"] == "even" else int(edge) for edge in (left, top))
-        resized = resized.crop((left, top, left + crop, top + crop))
-    mean, std = (np.array(recipe[name], np.float32)[:, None, None] for name in ("mean", "std"))
-    return ((np.asarray(resized, np.float32).transpose(2, 0, 1) - mean) / std)[None]
+    return normalize(recipe_pixels(picture, recipe)[None], recipe)
 
 
 def seen_part(picture: Image.Image, recipe: dict[str, Any]) -> tuple[float, float, float, float]:

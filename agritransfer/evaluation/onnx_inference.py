@@ -30,9 +30,11 @@ class ExportedClassifier:
             raise _outdated(run)
         self.session = InferenceSession(run / MODEL_FILE, _options(), providers=["CPUExecutionProvider"])
         facts = _read_metadata(self.session)
+        if facts.get("schema") != SCHEMA:
+            raise UsageError(f"{run / MODEL_FILE} was exported by another version; run: agritransfer export {run}")
         calibration, _ = read_calibration(run) or (None, None)
         # Another training does not fit the same temperature to its last digit.
-        if facts.get("schema") != SCHEMA or facts["calibration"] != calibration:
+        if facts["calibration"] != calibration:
             raise _outdated(run)
         self.labels: list[str] = facts["labels"]
         self.recipe: dict[str, Any] = facts["preprocessing"]

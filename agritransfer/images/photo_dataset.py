@@ -46,12 +46,16 @@ class WholePhotos:
     """The pixels that random crops are taken from: the whole photo, downscaled with its aspect ratio kept."""
 
     shorter_side: int
+    # The order that the model takes, as in evaluation: `rgb` or `bgr`.
+    channels: str = "rgb"
 
     def read(self, photo: str | bytes) -> torch.Tensor:
         """Decode one photo: uint8, of shape (height, width, 3)."""
         # Reduced decoding halves the work for phone photos; at twice the final size, crops show no difference.
         image = decode_photo(photo, least_side=2 * self.shorter_side)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        if self.channels == "bgr":
+            pixels = pixels.flip(0)
         return v2.functional.resize(pixels, list(self.shape(*image.size))).permute(1, 2, 0)
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
@@ -62,7 +66,7 @@ class WholePhotos:
 
     def mark(self) -> str:
         """Everything that the result of `read` depends on, as text."""
-        return f"whole photos {self.shorter_side}"
+        return f"whole photos {self.shorter_side} {self.channels}"
 
 
 class PhotoDataset(torch.utils.data.Dataset):
@@ -128,4 +132,4 @@ def training_pixels(processor: PhotoProcessor, augmentation: str) -> EvaluationP
     """How training photos are decoded: as for evaluation without augmentation, else whole, with a margin for crops."""
     if augmentation == "none":
         return EvaluationPixels(processor)
-    return WholePhotos(round(processor.image_size * CROP_MARGIN))
+    return WholePhotos(round(processor.image_size * CROP_MARGIN), processor.channels)

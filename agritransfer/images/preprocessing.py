@@ -1,7 +1,8 @@
 """How does a model's own image processor turn a photo into pixels?
 
 Processors differ by library and by model family. Each is wrapped in a `PhotoProcessor` when it is loaded, and all other
-code uses only that: a family that needs special treatment is a class in this file and a line in `describe_processor`.
+code uses only that: a family with a geometry of its own is described in this file. `pixel_check.py` compares what this
+description gives with the processor itself.
 """
 
 import copy
@@ -14,12 +15,27 @@ from typing import Any
 import torch
 from PIL import Image
 from torchvision.transforms import v2
-from transformers import BaseImageProcessor, EfficientNetImageProcessor, TimmWrapperImageProcessor
+from transformers import (
+    BaseImageProcessor,
+    LevitImageProcessor,
+    LevitImageProcessorPil,
+    TimmWrapperImageProcessor,
+)
+from transformers.image_processing_backends import TorchvisionBackend
 
 from agritransfer.errors import UsageError
+from agritransfer.images.recipe_pixels import FILTERS
 
 # The ConvNeXt processor takes a center crop below this size and squashes the photo from this size on.
 CONVNEXT_SQUASHES_FROM = 384
+# The LeViT processor resizes the shorter side to this multiple of `size`.
+LEVIT_MARGIN = 256 / 224
+LEVIT = (LevitImageProcessor, LevitImageProcessorPil)
+# The settings of `size` that a recipe can describe.
+SIZES = ({"shortest_edge"}, {"height", "width"})
+# To be raised when `pixels` changes, because pixels and activations are cached.
+VERSION = 2
+PILLOW_FILTERS = {filter: filter.name.lower() for filter in Image.Resampling}
 
 
 @dataclass(frozen=True)
@@ -36,36 +52,52 @@ class TransformersProcessor:
     @cached_property
     def image_size(self) -> int:
         """Side of the square model input, in pixels."""
-        if self.settings.get("do_center_crop"):
-            return self.settings["crop_size"]["height"]
-        return self.settings["size"].get("height") or self.settings["size"]["shortest_edge"]
+        resize = self.geometry["resize"]
+        return self.geometry["crop"] or (resize if isinstance(resize, int) else resize[0])
 
     @cached_property
     def normalization(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of pixels between 0 and 255, each of shape (3, 1, 1)."""
-        library = self.library
-        mean, std = (library.image_mean, library.image_std) if library.do_normalize else ([0.0] * 3, [1.0] * 3)
-        return _statistics(mean, std, library.rescale_factor if library.do_rescale else 1.0)
+        settings = self.settings
+        normalized = settings.get("do_normalize")
+        mean, std = (settings["image_mean"], settings["image_std"]) if normalized else ([0.0] * 3, [1.0] * 3)
+        return _statistics(mean, std, settings["rescale_factor"] if settings.get("do_rescale") else 1.0)
+
+    @cached_property
+    def channels(self) -> str:
+        """The order of the channels, `rgb` or `bgr`."""
+        return "bgr" if self.settings.get("do_flip_channel_order") else "rgb"
 
     @cached_property
     def geometry(self) -> dict[str, Any]:
-        """`resize`, `resample`, `crop` and `odd_pixel` of `pixel_recipe`."""
-        size, crop = self.settings["size"], None
-        resize = size.get("shortest_edge") or [size["height"], size["width"]]
-        if self.settings.get("do_center_crop"):
-            crop = self.settings["crop_size"]["height"]
-        elif "crop_pct" in self.settings and resize < CONVNEXT_SQUASHES_FROM:
-            resize, crop = int(resize / self.settings["crop_pct"]), resize
-        elif "crop_pct" in self.settings:
-            resize = [resize, resize]
-        resample = Image.Resampling(self.settings["resample"]).name.lower()
-        return {"resize": resize, "resample": resample, "crop": crop, "odd_pixel": "down"}
+        """`resize`, `resample`, `kernel`, `crop` and `odd_pixel` of `pixel_recipe`; raises `UsageError`."""
+        settings = self.settings
+        size = settings.get("size") or {}
+        if not settings.get("do_resize", True):
+            raise unsupported(self, "do_resize is off")
+        if size.keys() not in SIZES:
+            raise unsupported(self, f"size is {size}, which is neither a shortest edge nor height and width")
+        kernel = "torch" if isinstance(self.library, TorchvisionBackend) else "pillow"
+        resample = PILLOW_FILTERS.get(settings.get("resample"))
+        if resample not in (filters := list(FILTERS if kernel == "torch" else PILLOW_FILTERS.values())):
+            raise unsupported(self, f"resample is {resample}, not one of {', '.join(filters)}")
+        resize, crop = _resize_and_crop(self.library, settings)
+        shorter = resize if isinstance(resize, int) else min(resize)
+        if crop is not None and crop > shorter:
+            raise unsupported(self, f"crop_size is {crop}, more than the {shorter} pixels that photos are resized to")
+        return {
+            "resize": resize,
+            "resample": resample,
+            "kernel": kernel,
+            "crop": crop,
+            "odd_pixel": "down",
+        }
 
     def pixels(self, photo: Image.Image) -> torch.Tensor:
         """The pixels of a photo before they are rescaled and normalized: uint8, of shape (3, side, side)."""
         pixels = self.library(photo, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-        # Without torchvision the processor may return another dtype.
-        return pixels.to(torch.uint8)
+        # Some processors resize in floating point.
+        return pixels if pixels.dtype == torch.uint8 else pixels.round().clamp(0, 255).to(torch.uint8)
 
     def resized(self, image_size: int) -> "TransformersProcessor":
         """A copy for another side in pixels; all other sizes are scaled with it."""
@@ -103,17 +135,24 @@ class TimmProcessor:
         """Mean and standard deviation of pixels between 0 and 255, each of shape (3, 1, 1)."""
         return _statistics(self.settings["mean"], self.settings["std"], 1 / 255)
 
+    @property
+    def channels(self) -> str:
+        """The order of the channels."""
+        return "rgb"
+
     @cached_property
     def geometry(self) -> dict[str, Any]:
-        """`resize`, `resample`, `crop` and `odd_pixel` of `pixel_recipe`."""
-        if self.settings.get("crop_mode", "center") not in ("center", "squash"):
-            raise UsageError(
-                f"timm's crop_mode '{self.settings['crop_mode']}' cannot be exported; use 'center' or 'squash'"
-            )
+        """`resize`, `resample`, `kernel`, `crop` and `odd_pixel` of `pixel_recipe`; raises `UsageError`."""
+        settings = self.settings
+        if len(settings["mean"]) != 3 or settings["input_size"][0] != 3:
+            raise unsupported(self, f"the model takes photos of {settings['input_size'][0]} channels")
+        if settings["crop_mode"] not in ("center", "squash"):
+            raise unsupported(self, f"crop_mode is '{settings['crop_mode']}', not 'center' or 'squash'")
         resize, crop, *_ = self.library.val_transforms.transforms
         return {
             "resize": resize.size if isinstance(resize.size, int) else list(resize.size),
-            "resample": self.settings["interpolation"],
+            "resample": settings["interpolation"],
+            "kernel": "pillow",
             "crop": crop.size[0],
             "odd_pixel": "even",
         }
@@ -140,30 +179,60 @@ PhotoProcessor = TransformersProcessor | TimmProcessor
 
 
 def describe_processor(processor: BaseImageProcessor) -> PhotoProcessor:
-    """Wrap a model's image processor as a `PhotoProcessor`; raises `UsageError` for one that is not supported."""
-    if isinstance(processor, TimmWrapperImageProcessor):
-        return TimmProcessor(processor)
-    if isinstance(processor, EfficientNetImageProcessor):
-        # It normalizes twice, which no other tool reproduces.
-        raise UsageError("transformers' EfficientNet processor is not supported; use timm/efficientnet_b0.ra_in1k")
-    return TransformersProcessor(processor)
+    """Wrap a model's image processor as a `PhotoProcessor`, unchecked: see `check_pixels`."""
+    return (
+        TimmProcessor(processor)
+        if isinstance(processor, TimmWrapperImageProcessor)
+        else TransformersProcessor(processor)
+    )
 
 
 def pixel_recipe(processor: PhotoProcessor) -> dict[str, Any]:
     """The preprocessing of an upright photo, described for programs without these libraries.
 
-    `resize`: the shorter side in pixels, or [height, width] for any aspect ratio; `resample`: a Pillow filter; `crop`:
-    side of the center crop, or None; `odd_pixel`: how half a pixel of its margin is rounded, `down` or to the `even`
-    number; `mean` and `std` of pixels between 0 and 255. Raises `UsageError` for what the recipe cannot describe.
+    `resize`: the shorter side in pixels, or [height, width] for any aspect ratio; `resample`: a Pillow filter;
+    `kernel`: which library's arithmetic resizes, `torch` or `pillow`; `crop`: side of the center crop, or None;
+    `odd_pixel`: how half a pixel of its margin is rounded, `down` or to the `even` number; `channels`: `rgb` or `bgr`;
+    `mean` and `std` of pixels between 0 and 255. Raises `UsageError` for what the recipe cannot describe.
     """
     mean, std = processor.normalization
-    return {**processor.geometry, "mean": mean.flatten().tolist(), "std": std.flatten().tolist()}
+    return {
+        **processor.geometry,
+        "channels": processor.channels,
+        "mean": mean.flatten().tolist(),
+        "std": std.flatten().tolist(),
+    }
+
+
+def unsupported(processor: PhotoProcessor, reason: str) -> UsageError:
+    """The error for a processor whose pixels cannot be made in training, scoring and export alike."""
+    return UsageError(
+        f"the image processor {type(processor.library).__name__} is not supported: {reason}; "
+        "use another model, such as facebook/dinov2-small or timm/efficientnet_b0.ra_in1k"
+    )
 
 
 def settings_text(processor: PhotoProcessor) -> str:
     """Everything that the pixels depend on, as text that can be compared."""
-    return f"{type(processor.library).__name__} {json.dumps(processor.settings, sort_keys=True, default=str)}"
+    return f"{VERSION} {type(processor.library).__name__} {json.dumps(processor.settings, sort_keys=True, default=str)}"
+
+
+def _resize_and_crop(library: BaseImageProcessor, settings: dict[str, Any]) -> tuple[int | list[int], int | None]:
+    """`resize` and `crop` of `pixel_recipe`; families differ in how they enlarge `size` before the crop."""
+    side, crop_pct, crop = settings["size"].get("shortest_edge"), settings.get("crop_pct"), None
+    if settings.get("do_center_crop"):
+        crop = (settings.get("crop_size") or {}).get("height")
+    if side is None:
+        return [settings["size"]["height"], settings["size"]["width"]], crop
+    if isinstance(library, LEVIT):
+        return int(LEVIT_MARGIN * side), crop
+    if crop_pct is None:
+        return side, crop
+    # PoolFormer has both settings, ConvNeXt only `crop_pct`.
+    if crop is not None:
+        return int(side / crop_pct), crop
+    return (int(side / crop_pct), side) if side < CONVNEXT_SQUASHES_FROM else ([side, side], None)
 
 
 def _statistics(mean: list[float], std: list[float], scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.tensor(mean).view(3, 1, 1) / scale, torch.tensor(std).view(3, 1, 1) / scale
+    return torch.tensor(mean).expand(3).view(3, 1, 1) / scale, torch.tensor(std).expand(3).view(3, 1, 1) / scale

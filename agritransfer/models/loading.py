@@ -22,6 +22,7 @@ from transformers import (
 
 from agritransfer.arguments import ModelArguments
 from agritransfer.errors import UsageError
+from agritransfer.images.pixel_check import check_pixels
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 from agritransfer.models.structure import check_head, find_head, is_timm
 
@@ -40,14 +41,27 @@ def load_backbone(
 
 
 def load_processor(model_name_or_path: str, revision: str | None, image_size: int | None) -> PhotoProcessor:
-    """The model's own image processor, resized if `image_size` is given."""
+    """The model's own image processor, resized if `image_size` is given.
+
+    Raises `UsageError` if our pixels would not be those of the processor.
+    """
     try:
         with _quiet():
             library = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _cannot_load("image processor", model_name_or_path, error) from error
+    except (AssertionError, LookupError) as error:
+        # Raised by timm for another number of channels and an unknown filter, without a sentence.
+        found = f"{type(error).__name__} {error}".strip()
+        raise UsageError(
+            f"timm cannot build the image processor that config.json of '{model_name_or_path}' describes ({found}); "
+            "use another model, such as facebook/dinov2-small or timm/efficientnet_b0.ra_in1k"
+        ) from error
     processor = describe_processor(library)
-    return processor if image_size in (None, processor.image_size) else processor.resized(image_size)
+    if image_size not in (None, processor.image_size):
+        processor = processor.resized(image_size)
+    check_pixels(processor)
+    return processor
 
 
 def load_classifier(folder: Path) -> tuple[PreTrainedModel, PhotoProcessor]:

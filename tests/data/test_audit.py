@@ -83,7 +83,7 @@ def test_every_kind_of_broken_file_is_named_with_its_reason(tmp_path, capsys):
     assert set(reasons) == {f"rust/{name}" for name in ("truncated.jpg", "text.jpg", "empty.png", "bomb.png")}
     assert "truncated" in reasons["rust/truncated.jpg"].lower() and "empty" in reasons["rust/empty.png"]
     assert "not a photo in any of the formats" in reasons["rust/text.jpg"]
-    assert "over 40 million pixels" in reasons["rust/bomb.png"]
+    assert "over 64 million pixels" in reasons["rust/bomb.png"]
     assert "must be fixed: 4 broken photos (replace or remove)" in table
     assert report["left_out"] == [".DS_Store (not a photo)"]
 

@@ -32,6 +32,7 @@ from agritransfer.cli.export import _verdict_line
 from agritransfer.data.readers.source import Photo
 from agritransfer.evaluation.calibration import calibrated_probabilities
 from agritransfer.evaluation.novelty import learn_known, load_known
+from agritransfer.evaluation.onnx_inference import SCHEMA
 from agritransfer.evaluation.predictions import write_predictions
 from agritransfer.evaluation.results import KNOWN_FILE
 from agritransfer.evaluation.selective import calibrate
@@ -411,6 +412,16 @@ def test_an_export_of_other_weights_is_not_used(change, exported_run, tmp_path, 
     rows = predicted(run, photos / "rust", tmp_path / "table.csv")
     assert {row["answer"] for row in rows} != {"blight"} and len(rows) == 12
     assert "does not belong to the weights of this run; export the run again" in capsys.readouterr().out
+
+
+def test_an_export_of_an_older_version_is_not_used(exported_run, tmp_path, photos, capsys):
+    run = Path(shutil.copytree(exported_run, tmp_path / "run"))
+    model = onnx.load(made(run))
+    older = {entry.key: entry.value for entry in model.metadata_props} | {"schema": str(SCHEMA - 1)}
+    onnx.helper.set_model_props(model, older)
+    onnx.save(model, made(run))
+    assert len(predicted(run, photos / "rust", tmp_path / "table.csv")) == 12
+    assert "model.onnx was exported by another version; run: agritransfer export" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bad", [(), ("dynamic",), ("dynamic", "blocks")])

@@ -25,7 +25,7 @@ from agritransfer.evaluation.novelty import load_known
 from agritransfer.evaluation.selective import verdicts
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.preprocessing import describe_processor, pixel_recipe
-from classifier import Answer, Classifier, fastest_session
+from classifier import SCHEMA, Answer, Classifier, fastest_session
 from guard import names_an_address
 from photos import Photo, PhotoError, advice, model_pixels, read_photo, seen_part
 from pictures import noise
@@ -53,11 +53,13 @@ def test_its_pixels_are_those_of_the_processor(kind):
     recipe, (mean, std) = pixel_recipe(processor), processor.normalization
     # Odd and even sides, so that a centre lies between two pixels.
     for size in ((150, 100), (91, 160), (701, 300), (64, 64), (333, 417)):
-        theirs = processor.pixels(noise(*size)).numpy().astype(np.float32)
-        ours = model_pixels(noise(*size), recipe)[0] * std.numpy() + mean.numpy()
-        # Two kernels for the same filter round differently, here and there.
-        difference = np.abs(ours - theirs)
-        assert difference.max() <= 2.01 and difference.mean() < 0.02
+        theirs = ((processor.pixels(noise(*size)) - mean) / std).numpy()
+        assert np.abs(model_pixels(noise(*size), recipe)[0] - theirs).max() < 1e-5
+
+
+def test_it_makes_pixels_with_the_same_file_as_the_package():
+    ours = (ROOT / "agritransfer/images/recipe_pixels.py").read_bytes()
+    assert (SPACE / "recipe_pixels.py").read_bytes() == ours
 
 
 def test_it_decodes_as_the_training_does(tmp_path):
@@ -342,6 +344,17 @@ def test_a_folder_without_a_model_or_of_another_version_is_told_in_one_line(tmp_
             [sys.executable, SPACE / "app.py", "--model", folder], capture_output=True, text=True, cwd=tmp_path
         )
         assert said.returncode == 2 and "agritransfer export" in said.stderr.splitlines()[-1]
+
+
+def test_a_model_of_an_older_version_is_refused(tmp_path):
+    shutil.copytree(SAMPLE, tmp_path / "model")
+    for path in (tmp_path / "model/onnx").glob("*.onnx"):
+        model = onnx.load(path)
+        older = {entry.key: entry.value for entry in model.metadata_props} | {"schema": str(SCHEMA - 1)}
+        onnx.helper.set_model_props(model, older)
+        onnx.save(model, path)
+    with pytest.raises(ValueError, match="has another version; export the run again: agritransfer export RUN"):
+        Classifier(tmp_path / "model")
 
 
 def test_the_header_pins_what_the_requirements_ask_for():

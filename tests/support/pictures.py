@@ -9,6 +9,9 @@ from transformers import (
     AutoImageProcessor,
     BitImageProcessor,
     ConvNextImageProcessor,
+    LevitImageProcessor,
+    MobileViTImageProcessor,
+    PoolFormerImageProcessor,
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
     ViTImageProcessor,
@@ -28,6 +31,9 @@ PROCESSORS = {
     "dinov2": lambda: BitImageProcessor(
         size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=3, **IMAGENET
     ),
+    "levit": lambda: LevitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}),
+    "poolformer": lambda: PoolFormerImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}),
+    "mobilevit": lambda: MobileViTImageProcessor(size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}),
     "not_normalised": lambda: ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False),
     "between_minus_1_and_1": lambda: ViTImageProcessor(
         size={"height": 32, "width": 32}, rescale_factor=1 / 127.5, image_mean=[1.0] * 3, image_std=[1.0] * 3

@@ -1,6 +1,6 @@
 """One image processor of every kind, those of timm too."""
 
-from transformers import TimmWrapperImageProcessor
+from transformers import BitImageProcessorPil, TimmWrapperImageProcessor, ViTImageProcessor
 
 from pictures import PROCESSORS
 
@@ -11,6 +11,8 @@ def timm_processor(**config: object) -> TimmWrapperImageProcessor:
 
 
 KINDS = PROCESSORS | {
+    "lanczos": lambda: ViTImageProcessor(size={"height": 64, "width": 64}, resample=1),
+    "of_pillow": lambda: BitImageProcessorPil(size={"shortest_edge": 73}, crop_size={"height": 64, "width": 64}),
     "timm_center": lambda: timm_processor(crop_pct=0.875),
     "timm_squash": lambda: timm_processor(crop_pct=0.875, crop_mode="squash"),
 }

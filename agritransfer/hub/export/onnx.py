@@ -69,9 +69,10 @@ def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
         raise UsageError(f"--photos must be at least 1; found {photos}")
     if not (folder / "results.json").is_file():
         raise UsageError(f"'{folder}' is not a finished run; give the --output_dir of a finished training")
-    splits = _load_photos(folder, read_results(folder)["dataset"])
+    dataset = read_results(folder)["dataset"]
+    splits = _load_photos(folder, dataset)
     model, processor = load_classifier(folder)
-    check_labels(model.config, results["dataset"]["labels"], folder)
+    check_labels(model.config, dataset["labels"], folder)
     explained = ExplainedClassifier(model, processor.image_size).eval()
     # A temporary folder until everything is checked, so that onnx/ is always complete.
     with tempfile.TemporaryDirectory(dir=folder, prefix="onnx-") as unchecked:
