@@ -51,26 +51,3 @@ def bootstrap_interval(statistic: Callable[[np.ndarray], float], groups: Sequenc
 def _clusters(groups: Sequence[str]) -> np.ndarray:
     names = [group or f"photo {i}" for i, group in enumerate(groups)]
     return np.unique(names, return_inverse=True)[1]
-
-
-def seeded_interval(statistic: Callable[..., float], runs: Sequence[int], groups: Sequence[str]) -> list[float]:
-    """95% bootstrap interval of a statistic over the photos and over the seeds of the runs.
-
-    `runs` has the number of runs of each model; `statistic` takes the indices of the runs drawn, one array per model,
-    and then how often each photo was drawn (photos,). With one run per model the variance over seeds is not included.
-    """
-    random = np.random.default_rng(1)
-    return bootstrap_interval(
-        lambda weights: statistic(*(random.integers(count, size=count) for count in runs), weights), groups
-    )
-
-
-def sign_flip_p_value(gain: np.ndarray, groups: Sequence[str]) -> float:
-    """Two-sided permutation test that the mean gain of one model over another is zero; `gain` is per photo (photos,).
-
-    The signs of whole groups are flipped 9,999 times. For two runs and photos without groups it is McNemar's test.
-    """
-    sums = np.bincount(_clusters(groups), gain)
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(9999, len(sums)))
-    as_large = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9
-    return float((as_large.sum() + 1) / (len(signs) + 1))
