@@ -279,16 +279,10 @@ def main() -> None:
             found = pool.map(work, [(condition, *more) for condition in conditions])
             return [asdict(condition) | shares for condition, shares in zip(conditions, found, strict=True)]
 
-        powers = simulate(_power, power_conditions(), arguments.draws)
-        _write(arguments.output / "power.csv", powers)
-        families = simulate(_family, family_conditions(), arguments.draws)
-        _write(arguments.output / "family.csv", families)
-        sizes = []
-        for name, conditions in (("unequal", unequal_conditions()), ("size", size_conditions())):
+        def simulate_sizes(name: str, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
             rows = simulate(_size, conditions, arguments.draws, 0)
             # The largest of a thousand noisy numbers is too large; ten times the draws tell.
-            shares = [row["compare"] for row in rows]
-            largest = np.argsort(shares)[-20:]
+            largest = np.argsort([row["compare"] for row in rows])[-20:]
             again = simulate(_size, [conditions[i] for i in largest], 10 * arguments.draws, 1)
             for i, row in zip(largest, again, strict=True):
                 rows[i] = row
@@ -296,10 +290,19 @@ def main() -> None:
             for test in ("compare", "sign flip"):
                 shares = np.array([row[test] for row in rows])
                 print(f"{name}: {test}: mean {shares.mean():.3f}, largest {shares.max():.3f}, ", end="")
-                print(f"above 7%: {(shares > 0.07).sum()} of {len(shares)} conditions")
-            sizes = rows
+                print(f"above 7%: {(shares > 0.07).sum()} of {len(shares)} conditions", flush=True)
+            return rows
+
+        sizes = [
+            simulate_sizes(name, conditions)
+            for name, conditions in (("size", size_conditions()), ("unequal", unequal_conditions()))
+        ]
+        powers = simulate(_power, power_conditions(), arguments.draws)
+        families = simulate(_family, family_conditions(), arguments.draws)
+    _write(arguments.output / "power.csv", powers)
+    _write(arguments.output / "family.csv", families)
     print(f"four equal models, any pair differs: at most {max(row['any pair differs'] for row in families):.3f}")
-    draw(arguments.figure or arguments.output / "comparison_size.png", sizes, powers)
+    draw(arguments.figure or arguments.output / "comparison_size.png", sizes[0], powers)
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -127,18 +127,15 @@ def _seed_variance(macro_f1: Sequence[np.ndarray], added: Sequence[np.ndarray]) 
     Scores of runs (..., runs) also differ because each run errs on other photos. The variance over the photos includes
     that part already, so it is subtracted (as in the analysis of readers and cases of Obuchowski and Rockette, 1995).
     """
-    excess, observed, squares = 0.0, 0.0, 0.0
+    variance, squares = np.zeros(macro_f1[0].shape[:-1]), np.zeros(macro_f1[0].shape[:-1])
     for scores, of_groups in zip(macro_f1, added, strict=True):
         runs = scores.shape[-1]
         if runs > 1:
-            between = scores.var(axis=-1, ddof=1)
             of_photos = of_groups.var(axis=-2, ddof=1).sum(axis=-1)
-            excess = excess + np.maximum(between - of_photos, 0) / runs
-            observed = observed + between / runs
-            squares = squares + (between / runs) ** 2 / (runs - 1)
-    # Without any variation the quantile has no weight.
-    df = np.divide(observed**2, squares, out=np.ones_like(excess), where=np.asarray(squares) > 0)
-    return np.asarray(excess), df
+            of_seeds = np.maximum(scores.var(axis=-1, ddof=1) - of_photos, 0) / runs
+            variance, squares = variance + of_seeds, squares + of_seeds**2 / (runs - 1)
+    # Without any variance the quantile has no weight.
+    return variance, np.divide(variance**2, squares, out=np.ones_like(variance), where=squares > 0)
 
 
 def gain(
