@@ -28,7 +28,8 @@ def main() -> None:
             cwd=HERE.parent,
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )
-    from agritransfer.evaluation.comparison import compare, read_candidates, recommendation
+    from agritransfer.evaluation.comparison import compare, read_candidates
+    from agritransfer.evaluation.recommendation import recommendation
     from agritransfer.evaluation.report import comparison_table
 
     folders = {name: HERE.parent / f"runs/sample-{name}" for name in ORDER}

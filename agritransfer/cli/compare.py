@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STRATEGY",
         help="strategies to compare",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each strategy, each with its own seed")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="runs of each strategy, each with its own seed; one run says nothing about the luck of the seed",
+    )
     parser.add_argument(
         "--budget_epochs",
         type=int,
@@ -71,7 +76,8 @@ def run(arguments: argparse.Namespace, training_flags: list[str]) -> int:
         if code:
             return code
     from agritransfer.data.dataset import load_splits
-    from agritransfer.evaluation.comparison import compare, measure_forgetting, read_candidates, recommendation
+    from agritransfer.evaluation.comparison import compare, measure_forgetting, read_candidates
+    from agritransfer.evaluation.recommendation import recommendation
     from agritransfer.evaluation.report import comparison_table, write_report
 
     candidates = read_candidates(folders)

@@ -11,9 +11,11 @@ from agritransfer.data.dataset import Splits
 from agritransfer.errors import UsageError
 from agritransfer.evaluation.frozen_features import knn_answers, linear_probe
 from agritransfer.evaluation.inference import predict
-from agritransfer.evaluation.intervals import RESAMPLES
 from agritransfer.evaluation.metrics import macro_f1
 from agritransfer.models.loading import load_pretrained, load_processor
+
+# Samples of backbones for the interval of a rank correlation.
+RESAMPLES = 2000
 
 
 def log_me(features: np.ndarray, labels: np.ndarray) -> float:

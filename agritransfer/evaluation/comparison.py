@@ -1,34 +1,34 @@
 """Which strategy is best for these photos, and how certain is that?
 
 Finished runs on the same split are compared photo by photo. Runs that differ only in their seed form one candidate, and
-its scores are their means; the intervals cover the photos (or their groups) and the seeds.
+its scores are their means; intervals and tests cover the photos (or their groups) and the seeds. The validation photos
+decide which candidate is recommended, and the test and field photos say how good that one is.
 """
 
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from agritransfer.data.dataset import Splits
 from agritransfer.errors import DataError, UsageError
 from agritransfer.evaluation.frozen_features import probe_answers
-from agritransfer.evaluation.intervals import seeded_interval, sign_flip_p_value
-from agritransfer.evaluation.metrics import macro_f1
 from agritransfer.evaluation.predictions import Predictions, read_predictions
+from agritransfer.evaluation.recommendation import choose
 from agritransfer.evaluation.results import class_drops, read_results
+from agritransfer.evaluation.significance import gain, holm, mean_macro_f1
 from agritransfer.models.loading import load_classifier, load_pretrained, load_processor
 from agritransfer.strategies import STRATEGIES
-from agritransfer.wording import counted
 
 # Flags that may differ between two runs of one candidate.
 RUN_FLAGS = re.compile(r"--(seed|output_dir|restart)\b")
+SEED = re.compile(r"--seed[ =](\S+)")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Candidate:
 def read_candidates(folders: Sequence[Path]) -> list[Candidate]:
     """The finished runs in these folders, grouped by command; scratch first, then by the number of trained weights.
 
-    Raises `UsageError` for a folder without a finished run and `DataError` if splits or photos differ between runs.
+    Raises `UsageError` for a folder without a finished run or a seed that occurs twice, and `DataError` if splits or
+    photos differ between runs.
     """
     results_of = {}
     for folder in folders:
@@ -61,15 +62,17 @@ def read_candidates(folders: Sequence[Path]) -> list[Candidate]:
             raise UsageError(f"'{folder}' is not a finished run; finish it or remove it from --runs")
         results_of[folder] = read_results(folder)
     _check_one_split(results_of)
-    with_field = _field_is_one(results_of)
+    with_field = all(results["shift"] for results in results_of.values())
     members = defaultdict(list)
     for folder, results in results_of.items():
         members[_kind_of(results)].append(folder)
+    _check_seeds(members.values(), results_of)
     names = _names([results_of[group[0]] for group in members.values()])
     candidates = [
         _read_candidate(name, group, [results_of[folder] for folder in group], with_field)
         for name, group in zip(names, members.values(), strict=True)
     ]
+    _check_same_photos(candidates)
     return sorted(candidates, key=lambda c: (not c.is_scratch, c.results[0]["training"]["trainable_parameters"]))
 
 
@@ -82,6 +85,17 @@ def _kind_of(results: dict[str, Any]) -> str:
         if not skipping:
             kept.append(word)
     return shlex.join(kept)
+
+
+def _check_seeds(members: Iterable[list[Path]], results_of: dict[Path, dict[str, Any]]) -> None:
+    """Two runs with the same seed are one run twice: they would hide the variation between seeds."""
+    for folders in members:
+        found: dict[str, Path] = {}
+        for folder in folders:
+            seed = SEED.search(results_of[folder]["command"])
+            other = found.setdefault(seed[1] if seed else "", folder)
+            if other is not folder:
+                raise UsageError(f"'{folder}' repeats the command and the seed of '{other}'; remove one from --runs")
 
 
 def _names(kinds: list[dict[str, Any]]) -> list[str]:
@@ -111,31 +125,34 @@ def _check_one_split(results_of: dict[Path, dict[str, Any]]) -> None:
             )
 
 
-def _field_is_one(results_of: dict[Path, dict[str, Any]]) -> bool:
-    """Whether every run has field scores; raises `DataError` if they are of different photos."""
-    shifts = {folder: results["shift"] for folder, results in results_of.items() if results["shift"]}
-    if len(shifts) < len(results_of):
-        return False
-    first, *others = shifts
-    for folder in others:
-        if (shifts[folder]["name"], shifts[folder]["n"]) != (shifts[first]["name"], shifts[first]["n"]):
-            raise DataError(
-                f"'{folder}' and '{first}' were scored on different field photos; compare runs on the same photos"
-            )
-    return True
-
-
 def _read_candidate(name: str, folders: list[Path], results: list[dict[str, Any]], with_field: bool) -> Candidate:
     labels = results[0]["dataset"]["labels"]
     scored = {
         split: [read_predictions(folder / "predictions.csv", split, labels) for folder in folders]
-        for split in (("test", "shift") if with_field else ("test",))
+        for split in ("validation", "test", *(("shift",) if with_field else ()))
     }
     return Candidate(name, folders, results, scored)
 
 
+def _check_same_photos(candidates: Sequence[Candidate]) -> None:
+    """Whether all runs were scored on the same photos with the same labels, which pairing takes for granted."""
+    first = candidates[0]
+    called = {"validation": "validation", "test": "test", "shift": "field"}
+    for candidate in candidates:
+        for split, of_runs in candidate.scored.items():
+            expected = first.scored[split][0]
+            for folder, found in zip(candidate.folders, of_runs, strict=True):
+                if not found.files:
+                    raise DataError(f"'{folder}' has no predictions for {called[split]} photos; train it again")
+                if found.files != expected.files or not np.array_equal(found.truth, expected.truth):
+                    raise DataError(
+                        f"'{folder}' and '{first.folders[0]}' were scored on different {called[split]} photos; compare "
+                        "runs on the same photos"
+                    )
+
+
 def compare(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """The content of the report: one row per candidate, gains over scratch, paired tests, drops per class.
+    """The content of the report: one row per candidate, the recommended one, paired tests, drops per class.
 
     Raises `UsageError` if there is nothing to compare.
     """
@@ -143,6 +160,7 @@ def compare(candidates: Sequence[Candidate]) -> dict[str, Any]:
         raise UsageError(f"a comparison needs runs of at least two strategies or settings; found {len(candidates)}")
     first = candidates[0].results[0]
     splits = list(candidates[0].scored)
+    rows, pairs = [_row(candidate) for candidate in candidates], _pairs(candidates, splits)
     return {
         "schema": 1,
         "dataset": first["dataset"],
@@ -151,8 +169,9 @@ def compare(candidates: Sequence[Candidate]) -> dict[str, Any]:
         "base_models": sorted({r["base_model"]["name"] for c in candidates for r in c.results if r["base_model"]}),
         "photos": {split: len(candidates[0].scored[split][0].files) for split in splits},
         "grouped": any(candidates[0].scored["test"][0].groups),
-        "rows": [_row(candidate) for candidate in candidates],
-        "pairs": _pairs(candidates, splits),
+        "rows": rows,
+        "pairs": pairs,
+        "recommended": choose(rows, pairs)["name"],
         "environment": first["environment"],
         "device": first["training"]["device"],
     }
@@ -195,20 +214,6 @@ def _mean_scores(candidate: Candidate, split: str) -> dict[str, Any]:
     }
 
 
-def mean_macro_f1(answers: np.ndarray, truth: np.ndarray, groups: Sequence[str], num_labels: int) -> dict[str, Any]:
-    """Mean macro F1 over the runs with its interval, and the macro F1 of each run; answers (runs, photos)."""
-
-    def mean(drawn: np.ndarray, weights: np.ndarray) -> float:
-        return float(np.mean([macro_f1(answers[run], truth, num_labels, weights) for run in drawn]))
-
-    each = [macro_f1(row, truth, num_labels) for row in answers]
-    return {
-        "macro_f1": float(np.mean(each)),
-        "macro_f1_of_seeds": each,
-        "macro_f1_ci95": seeded_interval(mean, [len(answers)], groups),
-    }
-
-
 def _mean_drops(candidate: Candidate) -> list[dict[str, Any]]:
     """The drop in F1 of each class from lab to field, averaged over the seeds, largest first."""
     of_class = defaultdict(list)
@@ -228,40 +233,15 @@ def _pairs(candidates: Sequence[Candidate], splits: Sequence[str]) -> list[dict[
     for first, second in combinations(candidates, 2):
         pair: dict[str, Any] = {"first": first.name, "second": second.name, "over_scratch": first.is_scratch}
         for split in splits:
-            scored = first.scored[split][0]
+            scored, num_labels = first.scored[split][0], len(first.results[0]["dataset"]["labels"])
             answers = second.answers(split), first.answers(split)
-            right = [(rows == scored.truth).mean(axis=0) for rows in answers]
-            pair[split] = {
-                **gain(*answers, scored.truth, scored.groups, len(first.results[0]["dataset"]["labels"])),
-                "p_value": sign_flip_p_value(right[0] - right[1], scored.groups),
-            }
+            pair[split] = gain(*answers, scored.truth, scored.groups, num_labels)
         pairs.append(pair)
     for split in splits:
-        # Among many pairs some differ by chance: Benjamini-Hochberg correction.
-        adjusted = false_discovery_control([pair[split]["p_value"] for pair in pairs])
-        for pair, p_value in zip(pairs, adjusted, strict=True):
-            pair[split]["p_value_adjusted"] = float(p_value)
+        # Among many pairs some differ by chance.
+        for pair, p_value in zip(pairs, holm([pair[split]["p_value"] for pair in pairs]), strict=True):
+            pair[split]["p_value_adjusted"] = p_value
     return pairs
-
-
-def gain(
-    answers: np.ndarray, of_other: np.ndarray, truth: np.ndarray, groups: Sequence[str], num_labels: int
-) -> dict[str, Any]:
-    """The mean gain in macro F1 over another model on the same photos, with its paired interval.
-
-    Answers are label indices of shape (runs, photos), truth (photos,).
-    """
-
-    def mean_gain(drawn: np.ndarray, drawn_of_other: np.ndarray, weights: np.ndarray | None = None) -> float:
-        ours = np.mean([macro_f1(answers[run], truth, num_labels, weights) for run in drawn])
-        theirs = np.mean([macro_f1(of_other[run], truth, num_labels, weights) for run in drawn_of_other])
-        return float(ours - theirs)
-
-    runs = [len(answers), len(of_other)]
-    return {
-        "gain": mean_gain(*(np.arange(count) for count in runs)),
-        "gain_ci95": seeded_interval(mean_gain, runs, groups),
-    }
 
 
 def _changes_a_backbone(candidate: Candidate) -> bool:
@@ -303,102 +283,3 @@ def measure_forgetting(candidates: Sequence[Candidate], source: Splits, batch_si
         ],
         "after": after,
     }
-
-
-def recommendation(comparison: dict[str, Any]) -> str:
-    """Which strategy to use and why, in plain words derived from the numbers, and how certain that is."""
-    split = "shift" if comparison["shift"] else "test"
-    where = "on the field photos" if split == "shift" else "on the test photos"
-    rows = sorted(comparison["rows"], key=lambda row: -row[split]["macro_f1"])
-    best, gains = rows[0], _gains_of(comparison, rows[0]["name"], split)
-    equals = [best, *(row for row in rows[1:] if gains[row["name"]]["gain_ci95"][0] <= 0)]
-    # Random weights are recommended only if every pretrained strategy is clearly worse.
-    choices = [row for row in equals if STRATEGIES[row["strategy"]].pretrained] or [best]
-    choice = min(choices, key=lambda row: row["trainable_parameters"])
-    low, high = choice[split]["macro_f1_ci95"]
-    words = [
-        f"Use {choice['name']}: its macro F1 {where} is {choice[split]['macro_f1']:.3f} [{low:.3f}, {high:.3f}], "
-        f"with {choice['trainable_parameters']:,} trained weights and {choice['seconds']:.0f} s of training."
-    ]
-    if choice is not best:
-        found = gains[choice["name"]]
-        words.append(
-            f"{_capital(best['name'])} scores {found['gain']:.3f} higher, but the 95% interval of the difference, "
-            f"[{found['gain_ci95'][0]:+.3f}, {found['gain_ci95'][1]:+.3f}], includes zero, and it trains "
-            f"{best['trainable_parameters']:,} weights."
-        )
-    elif others := [row for row in equals if row is not best]:
-        named = _listed([row["name"] for row in others])
-        words.append(f"It has the highest score, but its lead over {named} may be due to chance.")
-    else:
-        words.append("It scores higher than every other strategy, by more than chance explains.")
-    if worse := [row for row in rows if row not in equals]:
-        falls = [
-            f"{row['name']} {'scores ' if row is worse[0] else ''}{gains[row['name']]['gain']:.3f} lower"
-            for row in worse
-        ]
-        words.append(f"{_capital(_listed(falls))} than {best['name']}.")
-    words += _transfer_words(comparison, split, where)
-    words += [_rule_words(choice, {row["strategy"] for row in rows}), _doubt_words(comparison, split, gains)]
-    return " ".join(words)
-
-
-def _gains_of(comparison: dict[str, Any], name: str, split: str) -> dict[str, dict[str, Any]]:
-    """The gain of one candidate over each of the others."""
-    gains = {}
-    for pair in comparison["pairs"]:
-        if pair["second"] == name:
-            gains[pair["first"]] = pair[split]
-        elif pair["first"] == name:
-            low, high = pair[split]["gain_ci95"]
-            gains[pair["second"]] = pair[split] | {"gain": -pair[split]["gain"], "gain_ci95": [-high, -low]}
-    return gains
-
-
-def _transfer_words(comparison: dict[str, Any], split: str, where: str) -> list[str]:
-    over_scratch = [pair for pair in comparison["pairs"] if pair["over_scratch"]]
-    if not over_scratch:
-        return []
-    negative = [pair["second"] for pair in over_scratch if pair[split]["gain_ci95"][1] < 0]
-    positive = [pair["second"] for pair in over_scratch if pair[split]["gain_ci95"][0] > 0]
-    if negative:
-        better = f"training from scratch scores higher {where} than {_listed(negative)}"
-        return [f"Negative transfer: {better}; try another backbone."]
-    if len(positive) == len(over_scratch):
-        return [f"Transfer helps: every pretrained strategy scores higher {where} than training from scratch."]
-    if positive:
-        return [f"Transfer is shown to help {where} only for {_listed(positive)}."]
-    return [f"No pretrained strategy is shown to score higher {where} than training from scratch."]
-
-
-def _rule_words(choice: dict[str, Any], strategies: set[str]) -> str:
-    """What the result means for the course's rule of thumb."""
-    rule = (
-        "The course's rule of thumb: feature extraction if domain and task are similar, fine-tuning otherwise, and "
-        "LoRA if compute is limited."
-    )
-    chosen = STRATEGIES[choice["strategy"]]
-    if chosen.pretrained and chosen.trains_backbone and "head" not in strategies:
-        return f"{rule} Feature extraction was not compared, so the rule cannot be checked here."
-    return f"{rule} {chosen.verdict}"
-
-
-def _doubt_words(comparison: dict[str, Any], split: str, gains: dict[str, dict[str, Any]]) -> str:
-    """How small a difference this comparison could detect."""
-    widest = max((found["gain_ci95"][1] - found["gain_ci95"][0]) / 2 for found in gains.values())
-    seeds = min(len(row["runs"]) for row in comparison["rows"])
-    luck = f"{counted(seeds, 'seed')} per strategy" + (
-        ", so variation between seeds is not included" if seeds == 1 else ""
-    )
-    return (
-        f"Uncertainty: {counted(comparison['photos'][split], 'photo')}, {luck}; differences below about {widest:.2f} "
-        "cannot be distinguished from chance."
-    )
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def _capital(name: str) -> str:
-    return name[0].upper() + name[1:]

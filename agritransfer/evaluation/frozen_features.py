@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from agritransfer.data.dataset import Splits
 from agritransfer.evaluation.inference import predict
+from agritransfer.evaluation.intervals import clusters_of
 from agritransfer.images.preprocessing import PhotoProcessor
 
 NEIGHBOURS = 5
@@ -62,11 +63,11 @@ def out_of_fold_probabilities(features: np.ndarray, labels: np.ndarray, groups: 
 
 
 def _folds(labels: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    names = np.array([group or f"photo {i}" for i, group in enumerate(groups)])
-    count = min(FOLDS, len(set(names)), int(np.bincount(labels).max()))
+    clusters = clusters_of(groups)
+    count = min(FOLDS, clusters.max() + 1, int(np.bincount(labels).max()))
     if count < 2:
         return []
-    folds = StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, names)
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, clusters)
     # A fold is skipped if the other photos are all of one class.
     return [(fit, held) for fit, held in folds if len(set(labels[fit])) > 1]
 

@@ -6,13 +6,12 @@ one group, and classes with few photos, are worth less (Korn and Graubard 1998, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from agritransfer.evaluation.metrics import macro_f1
 
-RESAMPLES = 2000
 # Simulated test sets per interval. They give a variance, which needs fewer than the tails of a distribution do.
 SIMULATIONS = 500
 # The two-sided 95% point of the normal distribution.
@@ -169,38 +168,3 @@ def _design_effect(residuals: np.ndarray, weights: np.ndarray, groups: Sequence[
     variance = np.sum(np.bincount(cluster, residuals) ** 2) + assumed * together
     effect = max(1.0, variance / (np.sum(residuals**2) + assumed))
     return float(effect * (t.ppf(0.975, count - 1) / t.ppf(0.975, max(len(weights) - 1, 1))) ** 2)
-
-
-def bootstrap_interval(statistic: Callable[[np.ndarray], float], groups: Sequence[str], seed: int = 0) -> list[float]:
-    """95% percentile interval of a statistic over photos drawn with replacement; groups are drawn as a whole.
-
-    `statistic` takes how often each photo was drawn (photos,). A photo without a group ("") is its own group.
-    """
-    cluster = clusters_of(groups)
-    count, random = int(cluster.max()) + 1, np.random.default_rng(seed)
-    drawn = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
-    values = [statistic(times[cluster]) for times in drawn]
-    return [float(bound) for bound in np.quantile(values, [0.025, 0.975])]
-
-
-def seeded_interval(statistic: Callable[..., float], runs: Sequence[int], groups: Sequence[str]) -> list[float]:
-    """95% bootstrap interval of a statistic over the photos and over the seeds of the runs.
-
-    `runs` has the number of runs of each model; `statistic` takes the indices of the runs drawn, one array per model,
-    and then how often each photo was drawn (photos,). With one run per model the variance over seeds is not included.
-    """
-    random = np.random.default_rng(1)
-    return bootstrap_interval(
-        lambda weights: statistic(*(random.integers(count, size=count) for count in runs), weights), groups
-    )
-
-
-def sign_flip_p_value(gain: np.ndarray, groups: Sequence[str]) -> float:
-    """Two-sided permutation test that the mean gain of one model over another is zero; `gain` is per photo (photos,).
-
-    The signs of whole groups are flipped 9,999 times. For two runs and photos without groups it is McNemar's test.
-    """
-    sums = np.bincount(clusters_of(groups), gain)
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(9999, len(sums)))
-    as_large = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9
-    return float((as_large.sum() + 1) / (len(signs) + 1))

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from agritransfer.evaluation.intervals import clusters_of
+
 # Share of validation photos accepted as known; 3 points above the aim of 90%, since they are only a sample.
 KNOWN_SHARE = 0.93
 # With fewer validation photos no limit is fitted.
@@ -51,8 +53,7 @@ def learn_known(features: np.ndarray, confidence: np.ndarray, groups: Sequence[s
     """The known photos, and the novelty score of each of them relative to the others."""
     # In the precision of the saved file, so that the run and everyone who loads it get the same verdicts.
     features, confidence = _unit(features).astype(np.float16).astype(np.float32), confidence.astype(np.float32)
-    names = np.array([group or f"photo {i}" for i, group in enumerate(groups)])
-    distance = _distance(features, features, np.unique(names, return_inverse=True)[1])
+    distance = _distance(features, features, clusters_of(groups))
     known = Known(features, np.sort(confidence), np.sort(distance))
     return known, _strangeness(confidence, distance, known)
 

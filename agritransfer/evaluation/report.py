@@ -9,8 +9,8 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from agritransfer.evaluation.comparison import recommendation
 from agritransfer.evaluation.plots import draw_compared_scores, draw_costs
+from agritransfer.evaluation.recommendation import p_text, recommendation, seed_note
 from agritransfer.evaluation.results import interval_text
 from agritransfer.wording import counted
 
@@ -32,6 +32,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     split = "shift" if comparison["shift"] else "test"
     headings = [
         "",
+        "validation",
         "test macro F1 (95% CI)",
         "gain over scratch (95% CI)",
         "trained weights",
@@ -40,12 +41,12 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         "size",
     ]
     if split == "shift":
-        headings.insert(2, "field macro F1 (95% CI)")
-        headings[3] = "field gain over scratch"
+        headings.insert(3, "field macro F1 (95% CI)")
+        headings[4] = "field gain over scratch"
     gains = {pair["second"]: pair[split] for pair in comparison["pairs"] if pair["over_scratch"]}
     lines = [headings]
     for row in comparison["rows"]:
-        cells = [row["name"], interval_text(row["test"], "macro_f1")]
+        cells = [row["name"], f"{row['validation']['macro_f1']:.3f}", interval_text(row["test"], "macro_f1")]
         cells += [interval_text(row["shift"], "macro_f1")] if split == "shift" else []
         cells += [_gain_text(gains[row["name"]]) if row["name"] in gains else ""]
         cells += [f"{row['trainable_parameters']:,}", f"{row['seconds']:.0f}"]
@@ -56,13 +57,15 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     seeds = sorted({len(row["runs"]) for row in comparison["rows"]})
     photos = " and ".join(counted(n, f"{name} photo") for name, n in _photos_of(comparison).items())
     seeds_of_each = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    return "\n".join(
-        [*table, f"{photos}; {seeds_of_each} per strategy; size: of the published weights (LoRA: its adapter)"]
+    note = (
+        f"{photos}; {seeds_of_each} per strategy; validation: macro F1, by which the strategy is chosen; size: of the "
+        "published weights (LoRA: its adapter)"
     )
+    return "\n".join([*table, note])
 
 
 def _photos_of(comparison: dict[str, Any]) -> dict[str, int]:
-    return {{"test": "test", "shift": "field"}[split]: n for split, n in comparison["photos"].items()}
+    return {_called(split): n for split, n in comparison["photos"].items()}
 
 
 def _gain_text(found: dict[str, Any]) -> str:
@@ -157,23 +160,23 @@ def _what_was_compared(comparison: dict[str, Any]) -> str:
     return (
         f"Photos: {counts['train']} for training, {counts['validation']} for validation, {counts['test']} for testing "
         f"({cut}).{field} Labels: {len(comparison['dataset']['labels'])}. Backbone: {bases}. All runs used the same "
-        f"split. Intervals are 95% bootstrap intervals over {unit} and seeds. "
+        f"split. Intervals are 95% intervals over {unit} and seeds. "
         f"Device: {comparison['device']}; {versions}."
     )
 
 
 def _scores(comparison: dict[str, Any]) -> str:
-    headings = ["strategy", "seeds", "epochs", "test macro F1", "test accuracy", "answered"]
-    field = ["field macro F1", "field accuracy", "field answered"] if comparison["shift"] else []
+    splits = list(comparison["photos"])
+    columns = [f"{_called(split)} {name}" for split in splits for name in ("macro F1", "accuracy", "answered")]
     rows = []
     for row in comparison["rows"]:
         cells = [row["name"], str(len(row["runs"])), f"{row['epochs']:g}"]
-        for split in comparison["photos"]:
+        for split in splits:
             scores = row[split]
             cells += [interval_text(scores, "macro_f1"), f"{scores['accuracy']:.3f}", f"{scores['coverage']:.0%}"]
         rows.append(cells)
     note = '"Answered" is the share of photos for which the model is sure enough to answer.'
-    return f"{markdown_table([*headings, *field], rows)}\n\n{note}"
+    return f"{markdown_table(['strategy', 'seeds', 'epochs', *columns], rows)}\n\n{note}"
 
 
 def _pairs(comparison: dict[str, Any]) -> str:
@@ -183,18 +186,21 @@ def _pairs(comparison: dict[str, Any]) -> str:
     for pair in comparison["pairs"]:
         cells = [f"{pair['second']} vs. {pair['first']}"]
         for split in splits:
-            cells += [_gain_text(pair[split]), f"{pair[split]['p_value_adjusted']:.4f}"]
+            cells += [_gain_text(pair[split]), p_text(pair[split])]
         rows.append(cells)
-    note = (
-        "All differences are paired on the same photos. p: permutation test of the difference in accuracy, corrected "
-        "for the number of pairs (Benjamini-Hochberg). A negative difference to training from scratch is negative "
-        "transfer."
-    )
-    return f"{markdown_table(headings, rows)}\n\n{note}"
+    notes = [
+        "Differences are of the mean macro F1 over the seeds, paired on the same photos, with their 95% intervals. p: "
+        "the same difference tested against zero, counting photos and seeds, and corrected for the number of pairs "
+        "(Holm). An interval is for one pair alone, so it may exclude zero while the corrected p is not below 0.05.",
+        *seed_note(comparison["rows"]),
+        "The validation photos decide which strategy is recommended; they chose the checkpoints too, so scores on "
+        "them are too good. A negative difference to training from scratch is negative transfer.",
+    ]
+    return f"{markdown_table(headings, rows)}\n\n{' '.join(notes)}"
 
 
 def _called(split: str) -> str:
-    return {"test": "test", "shift": "field"}[split]
+    return {"validation": "validation", "test": "test", "shift": "field"}[split]
 
 
 def _class_drops(comparison: dict[str, Any]) -> str:

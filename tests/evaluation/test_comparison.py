@@ -1,4 +1,4 @@
-"""Strategies are compared on the same photos, over seeds, and the advice follows from the numbers."""
+"""Strategies are compared on the same photos, over seeds; validation decides which one is recommended."""
 
 import json
 import re
@@ -6,24 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from agritransfer.__main__ import main
 from agritransfer.cli.compare import _flags_for
 from agritransfer.data.dataset import load_splits
 from agritransfer.data.readers.source import Photo
 from agritransfer.errors import DataError, UsageError
-from agritransfer.evaluation.comparison import (
-    compare,
-    gain,
-    mean_macro_f1,
-    measure_forgetting,
-    read_candidates,
-    recommendation,
-)
-from agritransfer.evaluation.intervals import seeded_interval, sign_flip_p_value
+from agritransfer.evaluation.comparison import compare, measure_forgetting, read_candidates
 from agritransfer.evaluation.metrics import macro_f1
 from agritransfer.evaluation.predictions import read_predictions, write_predictions
+from agritransfer.evaluation.recommendation import recommendation
 from agritransfer.evaluation.report import comparison_table, report_text, write_report
 from agritransfer.models.loading import load_pretrained, load_processor
 
@@ -37,13 +29,25 @@ SCRIPT = {"scratch": "train_scratch.py", "head": "train_finetune.py --train_laye
 
 
 def put_run(
-    folder: Path, strategy: str, seed: int, test: float, shift: float | None = None, photos: int = 240, **changes
+    folder: Path,
+    strategy: str,
+    seed: int,
+    test: float,
+    shift: float | None = None,
+    validation: float | None = None,
+    photos: int = 240,
+    names: str = "",
+    **changes,
 ) -> Path:
-    """A run folder as far as a comparison reads it, with so large a share of right answers."""
+    """A run folder as far as a comparison reads it, with this share of right answers; by default validation as test.
+
+    `names` is put before the file names of the field photos.
+    """
     (folder).mkdir(parents=True)
     random = np.random.default_rng([seed, *strategy.encode()])
     scored, entries = {}, {}
-    for split, share in (("test", test), ("shift", shift)):
+    shares = {"validation": test if validation is None else validation, "test": test, "shift": shift}
+    for split, share in shares.items():
         if share is None:
             entries[split] = None
             continue
@@ -51,8 +55,9 @@ def put_run(
         # Exactly this share is right; which photos they are is drawn.
         right = random.permutation(photos) < round(share * photos)
         answers = np.where(right, truth, (truth + 1) % 3)
-        names = [Photo(i, f"{split}/{i}.jpg", LABELS[label], split) for i, label in enumerate(truth)]
-        scored[split] = (names, np.eye(3)[answers].astype(np.float32))
+        place = f"{names}{split}" if split == "shift" else split
+        scored_photos = [Photo(i, f"{place}/{i}.jpg", LABELS[label], split) for i, label in enumerate(truth)]
+        scored[split] = (scored_photos, np.eye(3)[answers].astype(np.float32))
         f1 = [macro_f1(answers == label, truth == label, 2) for label in range(3)]
         entries[split] = {
             **{"name": "field", "n": photos, "macro_f1": macro_f1(answers, truth, 3), "macro_f1_ci95": [0, 1]},
@@ -93,7 +98,7 @@ def put_run(
     return folder
 
 
-def runs(tmp_path: Path, shares: dict[str, tuple[float, float | None]], seeds: int = 3) -> list[Path]:
+def runs(tmp_path: Path, shares: dict[str, tuple[float | None, ...]], seeds: int = 3) -> list[Path]:
     return [
         put_run(tmp_path / f"{strategy}-{seed}", strategy, seed, *share)
         for strategy, share in shares.items()
@@ -140,9 +145,21 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path):
     (cut / "splits.csv").write_text("file,label,split,group\n0.jpg,rust,train,\n")
     with pytest.raises(DataError, match=r"different splits; train with --splits_file .*good/splits\.csv"):
         read_candidates([good, cut])
-    field = put_run(tmp_path / "field", "head", 0, 0.8, 0.6, photos=120)
+    # As many field photos of a set with the same name, but other photos.
+    field = put_run(tmp_path / "field", "head", 0, 0.8, 0.6, names="new ")
     with pytest.raises(DataError, match="scored on different field photos"):
         read_candidates([good, field])
+    fewer = put_run(tmp_path / "fewer", "head", 0, 0.8, 0.6, photos=120)
+    with pytest.raises(DataError, match="scored on different validation photos"):
+        read_candidates([good, fewer])
+    write_predictions(cut / "predictions.csv", {}, LABELS)
+    (cut / "splits.csv").write_text((good / "splits.csv").read_text())
+    with pytest.raises(DataError, match="has no predictions for validation photos; train it again"):
+        read_candidates([good, cut])
+    # A copy of a run is no second seed: it would hide the variation between seeds.
+    again = put_run(tmp_path / "again", "lora", 0, 0.8, 0.6)
+    with pytest.raises(UsageError, match="repeats the command and the seed of"):
+        read_candidates([good, again])
     # A run without field photos leaves the test alone to compare.
     alone = put_run(tmp_path / "alone", "scratch", 0, 0.4)
     assert compare(read_candidates([good, alone]))["shift"] is None
@@ -158,73 +175,62 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
     assert read_predictions(tmp_path / "p.csv", "shift", LABELS).logits.shape == (0, 3)
 
 
-def test_the_gain_over_another_model_has_its_sign_and_is_paired():
-    truth = np.arange(300) % 3
-    good, poor = truth.copy(), truth.copy()
-    good[:60], poor[:120] = (truth[:60] + 1) % 3, (truth[:120] + 1) % 3
-    found = gain(good[None], poor[None], truth, [""] * 300, 3)
-    low, high = found["gain_ci95"]
-    assert found["gain"] == pytest.approx(0.2) and 0 < low < 0.2 < high
-    # 60 of 300 photos decide: the standard error is the square root of 0.2 x 0.8 / 300; unpaired it would be 0.04.
-    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.2 * 0.8 / 300), rel=0.1)
-    worse = gain(poor[None], good[None], truth, [""] * 300, 3)
-    assert worse["gain_ci95"] == pytest.approx([-high, -low])
-    assert gain(good[None], good[None], truth, [""] * 300, 3)["gain_ci95"] == [0.0, 0.0]
-    # Six plants of fifty photos each tell less than 300 photos.
-    plants = [f"plant {i // 50}" for i in range(300)]
-    assert np.diff(gain(good[None], poor[None], truth, plants, 3)["gain_ci95"]) > 2 * (high - low)
-
-
-def test_seeds_that_differ_widen_the_interval_and_one_seed_cannot():
-    truth = np.zeros(400, int)
-    share = {0.5: truth.copy(), 0.9: truth.copy()}
-    for right, answers in share.items():
-        answers[int(400 * right) :] = 1
-    apart = mean_macro_f1(np.stack([share[0.5], share[0.9]]), truth, [""] * 400, 2)
-    alone = mean_macro_f1(share[0.9][None], truth, [""] * 400, 2)
-    assert np.diff(apart["macro_f1_ci95"]) > 5 * np.diff(alone["macro_f1_ci95"])
-    assert apart["macro_f1"] == pytest.approx(np.mean(apart["macro_f1_of_seeds"]))
-    drawn = []
-    seeded_interval(lambda one, two, weights: drawn.append((len(one), len(two))) or 0.0, [3, 2], [""] * 5)
-    assert set(drawn) == {(3, 2)}
-
-
-def test_the_paired_test_is_mcnemars_for_two_runs_and_knows_groups():
-    # 1 + 9 photos that only one of the two has right.
-    gains = np.repeat([1.0, -1.0, 0.0], [1, 9, 90])
-    assert sign_flip_p_value(gains, [""] * 100) == pytest.approx(binomtest(1, 10).pvalue, abs=0.01)
-    assert sign_flip_p_value(np.zeros(50), [""] * 50) == 1.0
-    assert sign_flip_p_value(np.ones(50), [""] * 50) == pytest.approx(1e-4)
-    # Fifty photos of two plants are two cases: nothing can be told.
-    assert sign_flip_p_value(np.ones(50), [f"plant {i % 2}" for i in range(50)]) == pytest.approx(0.5, abs=0.03)
-
-
-def advice(tmp_path: Path, **shares: tuple[float, float | None]) -> str:
-    return recommendation(compare(read_candidates(runs(tmp_path, shares))))
+def advice(tmp_path: Path, seeds: int = 3, **shares: tuple[float | None, ...]) -> str:
+    return recommendation(compare(read_candidates(runs(tmp_path, shares, seeds))))
 
 
 def test_the_cheapest_of_those_that_cannot_be_told_apart_is_advised(tmp_path):
-    text = advice(tmp_path, scratch=(0.4, 0.3), head=(0.8, 0.8), lora=(0.82, 0.81), finetune=(0.8, 0.6))
-    assert text.startswith("Use feature extraction: its macro F1 on the field photos is 0.")
-    assert "LoRA scores 0." in text and "includes zero, and it trains 66,000 weights" in text
-    assert re.search(r"Fine-tuning scores 0\.2\d\d lower and training from scratch 0\.\d+ lower than LoRA\.", text)
+    text = advice(tmp_path, scratch=(0.4, 0.3), head=(0.8, 0.8), lora=(0.82, 0.81), finetune=(0.5, 0.6))
+    assert text.startswith("Use feature extraction, chosen on the 240 validation photos: its macro F1 there is 0.")
+    assert re.search(
+        r"LoRA scores 0\.0\d\d higher there, but that is not significant \(p = [\d.]+\), and it trains 66,000 weights",
+        text,
+    )
+    assert re.search(
+        r"On the field photos, its macro F1 is 0\.8\d\d \[0\.\d+, 0\.\d+\]\. Training from scratch scores", text
+    )
+    assert re.search(r"Training from scratch scores 0\.\d+ lower \(p < 0\.001\) and fine-tuning 0\.2\d\d lower", text)
     assert (
         "Transfer helps: every pretrained strategy scores higher on the field photos than training from scratch."
         in text
     )
     assert "Frozen features are sufficient here" in text and "240 photos, 3 seeds per strategy" in text
+    assert "luck of its seed" not in text
 
 
 def test_a_strategy_that_is_better_by_more_than_chance_is_advised(tmp_path):
     text = advice(tmp_path, scratch=(0.4, None), head=(0.5, None), lora=(0.7, None), finetune=(0.95, None))
-    assert text.startswith("Use fine-tuning: its macro F1 on the test photos is 0.9")
-    assert "It scores higher than every other strategy, by more than chance explains." in text
+    assert text.startswith("Use fine-tuning, chosen on the 240 validation photos: its macro F1 there is 0.9")
+    assert "There it is significantly better than every other strategy." in text
     assert "Frozen features are not sufficient here: the backbone must adapt" in text
+
+
+def test_the_choice_is_made_on_validation_whatever_test_and_field_say(tmp_path):
+    shares = {"head": (0.6, 0.52, 0.9), "lora": (0.9, 0.95, 0.7)}
+    comparison = compare(read_candidates(runs(tmp_path, shares)))
+    assert comparison["recommended"] == "feature extraction"
+    text = recommendation(comparison)
+    assert text.startswith("Use feature extraction, chosen on the 240 validation photos: its macro F1 there is 0.9")
+    assert re.search(r"On the test photos, its macro F1 is 0\.6\d\d \[.*?\]\. LoRA scores 0\.3\d\d higher \(p", text)
+    assert re.search(r"On the field photos, its macro F1 is 0\.5\d\d \[.*?\]\. LoRA scores 0\.4\d\d higher \(p", text)
+    assert text.count("The choice was not made on these photos") == 2
+    assert "consider LoRA and confirm that on new photos" in text
+
+
+def test_with_one_seed_the_luck_of_the_seed_is_said_to_be_missing(tmp_path):
+    words = "the luck of its seed is not in the intervals and p-values"
+    comparison = compare(read_candidates(runs(tmp_path / "one", {"head": (0.6, None), "lora": (0.9, None)}, seeds=1)))
+    assert f"There is one run of each strategy: {words}" in recommendation(comparison)
+    text = report_text(comparison)
+    assert text.split("## Pairwise differences")[1].count(words) == 1 and text.count(words) == 2
+    three = runs(tmp_path / "mixed", {"lora": (0.9, None)})
+    mixed = compare(read_candidates([*three, put_run(tmp_path / "head", "head", 0, 0.6)]))
+    assert f"There is one run of feature extraction: {words}" in recommendation(mixed)
 
 
 def test_negative_transfer_is_called_by_its_name(tmp_path):
     text = advice(tmp_path, scratch=(0.9, None), head=(0.5, None), lora=(0.6, None))
-    assert text.startswith("Use training from scratch: ")
+    assert text.startswith("Use training from scratch, ")
     assert (
         "Negative transfer: training from scratch scores higher on the test photos than feature extraction and LoRA"
         in text
@@ -233,7 +239,23 @@ def test_negative_transfer_is_called_by_its_name(tmp_path):
 
 def test_scratch_that_only_equals_the_others_is_not_advised(tmp_path):
     text = advice(tmp_path, scratch=(0.81, None), lora=(0.8, None))
-    assert text.startswith("Use LoRA: ") and "No pretrained strategy is shown to score higher" in text
+    assert text.startswith("Use LoRA, ") and "No pretrained strategy is shown to score higher" in text
+    assert "No other strategy differs significantly from it there." in text
+
+
+def test_p_values_are_of_the_gain_and_corrected_for_the_number_of_pairs(tmp_path):
+    comparison = compare(
+        read_candidates(runs(tmp_path, {"scratch": (0.7, None), "head": (0.72, None), "lora": (0.8, None)}))
+    )
+    checked = 0
+    for pair in comparison["pairs"]:
+        for split in ("validation", "test"):
+            low, high = pair[split]["gain_ci95"]
+            assert (pair[split]["p_value"] < 0.05) == (low > 0 or high < 0)
+            checked += 1
+    assert checked == 6
+    smallest = min((pair["test"] for pair in comparison["pairs"]), key=lambda found: found["p_value"])
+    assert smallest["p_value_adjusted"] == pytest.approx(3 * smallest["p_value"])
 
 
 def test_the_report_holds_every_number_and_is_complete_in_itself(tmp_path):
@@ -285,7 +307,7 @@ def test_finished_runs_are_compared_by_the_command(tmp_path, capsys):
     folders = runs(tmp_path / "runs", {"scratch": (0.4, 0.3), "lora": (0.9, 0.8)}, seeds=1)
     assert main(["compare", "--runs", *map(str, folders), "--output_dir", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "Use LoRA: " in out and f"report: {tmp_path / 'out/report.html'}" in out
+    assert "Use LoRA, chosen on the 240 validation photos: " in out and f"report: {tmp_path / 'out/report.html'}" in out
     left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert left == {"comparison.json", "report.html", "report.md", "figures/scores.png", "figures/costs.png"}
 
@@ -339,7 +361,9 @@ def test_a_backbone_that_went_blind_has_forgotten_and_one_that_did_not_move_has_
     before, (same, blind) = found["before"][0]["macro_f1"], found["after"]
     # Means of noise of three colours: even random weights tell them apart.
     assert before > 0.7
-    assert (same["gain"], same["gain_ci95"]) == (0, [0, 0]) and same["macro_f1"] == before
+    assert same["gain"] == 0 and same["macro_f1"] == before
+    low, high = same["gain_ci95"]
+    assert low == -high < 0
     # Blind, all photos get one answer: F1 of 0.5 for one class of three.
     assert blind["macro_f1"] == pytest.approx(0.5 / 3) and blind["gain"] == pytest.approx(0.5 / 3 - before)
     assert blind["gain_ci95"][1] < 0
