@@ -105,7 +105,7 @@ class DataArguments:
         "training and evaluation",
         0.05,
         'Share of the answers that may be wrong. The model answers "not sure" below the lowest probability for which '
-        "the validation photos show, with 90% certainty, that no more are; 0.05 takes 45 of them, 0.1 takes 22.",
+        "the validation photos show, with 90%% certainty, that no more are; 0.05 takes 45 of them, 0.1 takes 22.",
     )
     share_splits: bool = _flag(
         "publishing",

@@ -32,8 +32,8 @@ def test_a_run_answers_as_the_pipeline_does_up_to_its_calibration(
 ):
     run = tmp_path / "run"
     flags = ("--dataset_name", photos, "--shift_dataset_name", field_photos, "--model_name_or_path", tiny_vit)
-    # 22 validation photos are enough to tell what is strange; 20 % of wrong answers can be promised with so few.
-    flags += ("--validation_fraction", "0.6", "--test_fraction", "0.2", "--target_error", "0.2", "--use_cpu")
+    # 22 validation photos are enough to tell what is strange, but not to promise few wrong answers.
+    flags += ("--validation_fraction", "0.6", "--test_fraction", "0.2", "--target_error", "0.5", "--use_cpu")
     flags += ("--learning_rate", "0.01", "--num_train_epochs", "12", "--augmentation", "none")
     code, _, err = run_script("train_finetune.py", *flags, "--output_dir", run)
     assert code == 0, err

@@ -14,8 +14,8 @@ from PIL import Image
 from publishing import TRAIN
 
 SPACE_FILES = {
-    *("app.py", "classifier.py", "feedback.py", "guard.py", "page.py", "photos.py", "service.py"),
-    *("README.md", "published.json", "requirements.txt", "style.css", "translations.json"),
+    *("app.py", "classifier.py", "feedback.py", "guard.py", "page.py", "photos.py", "recipe_pixels.py"),
+    *("service.py", "README.md", "published.json", "requirements.txt", "style.css", "translations.json"),
 }
 
 
