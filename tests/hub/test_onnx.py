@@ -424,7 +424,7 @@ def test_an_export_of_an_older_version_is_not_used(exported_run, tmp_path, photo
     assert "model.onnx was exported by another version; run: agritransfer export" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("bad", [(), ("dynamic",), ("dynamic", "blocks")])
+@pytest.mark.parametrize("bad", [(), ("dynamic",), ("dynamic", "blocks"), ("dynamic", "blocks", "weights")])
 def test_the_first_8_bit_form_that_passes_is_written_and_why_others_are_not(
     bad, exported_run, run_copy, monkeypatch, capsys
 ):
@@ -441,13 +441,13 @@ def test_the_first_8_bit_form_that_passes_is_written_and_why_others_are_not(
     assert main(["export", str(run_copy), "--photos", "20"]) == 0
     out = capsys.readouterr().out
     exported = json.loads((run_copy / "onnx/export.json").read_text())
-    written = len(bad) < 2
+    written = len(bad) < 3
     assert exported["photos"] == 20 and exported["model_quantized"]["written"] is written
     files = {path.name for path in (run_copy / "onnx").iterdir()}
     of_small = {"model_quantized.onnx", "known_features_quantized.safetensors"}
     assert files == {"model.onnx", "export.json"} | (of_small if written else set())
     reasons = {form["method"]: form["reason"] for form in exported["model_quantized"]["tried"]}
-    assert list(reasons) == ["dynamic", "blocks"][: len(bad) + 1]
+    assert list(reasons) == ["dynamic", "blocks", "weights"][: len(bad) + 1]
     assert out.count(" of 20 photos, ") == len(reasons)
     assert "checked on 20 validation photos" in out and out.count("not written") == len(bad)
     for method, reason in reasons.items():
@@ -518,16 +518,32 @@ def test_too_few_photos_for_unknown_ones_give_no_8_bit_file(exported_run, run_co
     assert main(["export", str(run_copy), "--photos", "12"]) == 0
     assert {path.name for path in (run_copy / "onnx").iterdir()} == {"model.onnx", "export.json"}
     reason = "not written because 12 photos are too few to tell unknown photos; at least 20 are required"
-    assert capsys.readouterr().out.count(reason) == 2
+    assert capsys.readouterr().out.count(reason) == 3
+
+
+@pytest.mark.parametrize("kind", ["vit", "timm efficientnet"])
+def test_weights_alone_are_rounded_to_a_quarter_of_the_size_and_hardly_change_an_answer(kind, tmp_path):
+    explained = ExplainedClassifier(build(kind), 32).eval()
+    full, small = tmp_path / "model.onnx", tmp_path / "model_quantized.onnx"
+    write_model(explained, 32, full)
+    quantize("weights", full, small, explained.head, iter(()))
+    batch = {"pixel_values": pixels(8).numpy()}
+    exact, rounded = (onnxruntime.InferenceSession(path).run(["logits", "features"], batch) for path in (full, small))
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
+    integers = [weight for weight in onnx.load(small).graph.initializer if weight.data_type == onnx.TensorProto.INT8]
+    assert len(integers) >= 5
+    assert head_weights(small) == head_weights(full) == {onnx.TensorProto.FLOAT}
 
 
 @pytest.mark.slow
-def test_a_network_of_convolutions_is_rounded_by_the_ranges_of_photos(tmp_path):
+@pytest.mark.parametrize("method", ["static", "weights"])
+def test_a_network_of_convolutions_is_rounded(method, tmp_path):
     explained = ExplainedClassifier(build("timm efficientnet"), 32).eval()
     full, small = tmp_path / "model.onnx", tmp_path / "model_quantized.onnx"
     write_model(explained, 32, full)
-    assert quantization_methods(explained) == ("static",)
-    quantize("static", full, small, explained.head, iter([pixels(8).numpy()]))
+    assert quantization_methods(explained) == ("static", "weights")
+    quantize(method, full, small, explained.head, iter([pixels(8).numpy()]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model_quantized.onnx"]
     assert small.stat().st_size < 0.5 * full.stat().st_size
     # The head and the reading of evidence stay as they are.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
@@ -23,13 +24,15 @@ def quantization_methods(model: nn.Module) -> tuple[str, ...]:
     """The methods to try for this network, fastest first; the first that passes is kept.
 
     `static`: convolutions, with activation ranges taken from photos. `dynamic`: linear layers, with activation ranges
-    measured at run time. `blocks`: linear layers in blocks of 32 weights, more accurate but not faster.
+    measured at run time. `blocks`: linear layers in blocks of 32 weights, more accurate but not faster. `weights`: only
+    the stored weights have 8 bits, and are computed with as floats; the most accurate, for a small file alone.
     """
 
     def weights(kind: type[nn.Module]) -> int:
         return sum(module.weight.numel() for module in model.modules() if isinstance(module, kind))
 
-    return ("static",) if weights(nn.Conv2d) > weights(nn.Linear) else ("dynamic", "blocks")
+    convolutional = weights(nn.Conv2d) > weights(nn.Linear)
+    return (*(("static",) if convolutional else ("dynamic", "blocks")), "weights")
 
 
 def quantize(method: str, full: Path, small: Path, head: nn.Linear, batches: Iterator[np.ndarray]) -> None:
@@ -48,8 +51,10 @@ def quantize(method: str, full: Path, small: Path, head: nn.Linear, batches: Ite
             # Unsigned weights never overflow.
             types = {"op_types_to_quantize": ["MatMul", "Gemm"], "weight_type": QuantType.QUInt8}
             quantize_dynamic(prepared, small, per_channel=True, nodes_to_exclude=kept, **types)
-        else:
+        elif method == "blocks":
             _quantize_blocks(prepared, small, kept)
+        else:
+            _quantize_weights(prepared, small, kept)
     finally:
         logging.disable(logging.NOTSET)
         prepared.unlink(missing_ok=True)
@@ -67,6 +72,29 @@ def _quantize_blocks(prepared: Path, small: Path, kept: list[str]) -> None:
     quantizer = MatMulNBitsQuantizer(onnx.load(prepared), nodes_to_exclude=kept, algo_config=blocks)
     quantizer.process()
     quantizer.model.save_model_to_file(str(small), False)
+
+
+def _quantize_weights(prepared: Path, small: Path, kept: list[str]) -> None:
+    """Store the weights of convolutions and linear layers as 8-bit integers with a scale for each output channel."""
+    model = onnx.load(prepared)
+    graph = model.graph
+    stored = {weight.name: weight for weight in graph.initializer if len(weight.dims) > 1}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul") and node.name not in kept]
+    # A weight that two layers share is stored once.
+    for name, node in {node.input[1]: node for node in layers if node.input[1] in stored}.items():
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        axis = 0 if node.op_type == "Conv" or transposed else len(stored[name].dims) - 1
+        values = np.moveaxis(numpy_helper.to_array(stored[name]), axis, 0)
+        scale = np.abs(values).reshape(len(values), -1).max(axis=1) / 127
+        scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
+        integers = np.round(values / scale.reshape(-1, *(1,) * (values.ndim - 1))).astype(np.int8)
+        integers = np.ascontiguousarray(np.moveaxis(integers, 0, axis))
+        graph.initializer.remove(stored[name])
+        graph.initializer.append(numpy_helper.from_array(integers, f"{name}_int8"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        inputs = [f"{name}_int8", f"{name}_scale"]
+        graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, [name], axis=axis))
+    onnx.save(model, small)
 
 
 def _nodes_of_head(graph: onnx.GraphProto, head: nn.Linear) -> list[str]:
