@@ -270,6 +270,9 @@ def _data(results: dict[str, Any]) -> str:
             f"{counted(leakage['found'], 'training photo')} found in the validation or test split, "
             f"{leakage['dropped']} dropped"
         )
+        # Only runs with a field set have it.
+        if field := leakage.get("shift"):
+            looked += f"; {field['found']} found among the field photos, {field['dropped']} dropped"
     return (
         f"`{dataset['name']}` ({where}). {cut}. {looked}. Broken photos: {broken['found']} found, "
         f"{broken['skipped']} skipped. Fingerprint of photos and labels: `{dataset['fingerprint']}`."

@@ -321,13 +321,13 @@ def test_nothing_that_comes_from_outside_is_run():
 def test_the_about_page_tells_both_scores_and_when_not_to_trust_it():
     results = json.loads((SAMPLE / "results.json").read_text())
     shown = page.about_html(results, "user/leaves, abcdef0", "en")
-    for number in ("0.734 [0.713, 0.756]", "0.594 [0.559, 0.627]", "35%", "4.7%", "user/leaves, abcdef0"):
+    for number in ("0.734 [0.711, 0.757]", "0.591 [0.557, 0.625]", "28%", "1.8%", "user/leaves, abcdef0"):
         assert number in shown
-    assert "at most 5% of the answers are wrong" in shown and "angular leaf spot" in shown
+    assert "with 90% certainty, at most 5% of the answers are wrong" in shown and "angular leaf spot" in shown
     results["calibration"]["threshold"], results["shift"] = None, None
     results["test"]["answered"]["error"] = None
     shown = page.about_html(results, "user/leaves", "en")
-    assert "always answers “not sure”" in shown and "field</th>" not in shown
+    assert "answers “not sure” to every photo" in shown and "field</th>" not in shown
 
 
 def test_an_address_is_found_wherever_it_stands():
