@@ -211,7 +211,9 @@ def draw_figure(path: Path, told: dict[tuple[str, int, str], dict[str, float]]) 
         axes.set_xticks(range(len(PHOTOS)), [f"{photos:,}" for photos in PHOTOS])
         axes.set_xlabel("validation photos")
         axes.set_ylim(bottom=-2)
-    right.legend(frameon=False, loc="upper left")
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 0.9), ncol=2, frameon=False
+    )
     figure.savefig(path)
     plt.close(figure)
 

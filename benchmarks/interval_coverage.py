@@ -157,7 +157,9 @@ def draw_figure(path: Path, rows: list[tuple[Population, int, dict[str, dict[str
         axes.set_xticks(range(len(PHOTOS)), [f"{photos:,}" for photos in PHOTOS])
         axes.set_xlabel("test photos")
         axes.set_ylim(bottom=0)
-    left.legend(frameon=False, loc="lower right")
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 0.9), ncol=2, frameon=False
+    )
     figure.savefig(path)
     plt.close(figure)
 
