@@ -12,11 +12,11 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 # The order of the rows, and the names of the strategies in the course.
 STRATEGIES = {"scratch": "From scratch", "head": "Feature extraction", "finetune": "Fine-tuning", "lora": "LoRA"}
@@ -51,14 +51,15 @@ def _photos(run: dict[str, Any]) -> tuple:
 def mean_score(runs: Sequence[dict[str, Any]], split: str) -> Score:
     """Mean over the seeds, with an interval over photos and seeds.
 
-    All seeds score the same photos, so the interval over photos is the mean of the intervals of the runs. The spread of
-    the mean over all possible bootstrap samples of the seeds is added to it in quadrature.
+    All seeds score the same photos, so the interval over photos is the mean of the intervals of the runs. Student's
+    interval of the mean over the seeds is added to it in quadrature.
     """
     seeds = [run[split]["macro_f1"] for run in runs]
     mean = statistics.mean(seeds)
     ends = np.mean([run[split]["macro_f1_ci95"] for run in runs], axis=0)
-    drawn = [statistics.mean(choice) for choice in product(seeds, repeat=len(seeds))]
-    low, high = np.hypot(ends - mean, np.percentile(drawn, [2.5, 97.5]) - mean)
+    several = len(seeds) > 1
+    of_seeds = t.ppf(0.975, len(seeds) - 1) * statistics.stdev(seeds) / len(seeds) ** 0.5 if several else 0.0
+    low, high = np.hypot(ends - mean, of_seeds)
     return Score(mean, max(0.0, mean - float(low)), min(1.0, mean + float(high)), seeds)
 
 

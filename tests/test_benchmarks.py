@@ -151,7 +151,8 @@ def test_the_lab_and_field_figure_is_drawn_from_results_with_intervals_over_phot
     # Equal seeds: the interval is that over the photos; unequal ones widen it.
     assert (lab.low, lab.mean, lab.high) == pytest.approx((0.8, 0.9, 0.95))
     assert field.mean == pytest.approx(0.8)
-    assert 0.65 < field.low < 0.7 and 0.9 < field.high < 0.95
+    # Student's quantile of two degrees of freedom is 4.3: three seeds that differ by 0.1 say little.
+    assert 0.5 < field.low < 0.56 and field.high == 1.0
     said = describe(runs)
     assert "40 test photos of leaves_lab and 20 photos of leaves_field" in said
     assert "vit at 96 px; from scratch: ViT tiny; 5 epochs; mean of 3 seeds" in said
