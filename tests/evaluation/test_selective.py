@@ -105,10 +105,10 @@ def test_copies_of_right_answers_do_not_show_more_than_one_of_them():
 
 @pytest.mark.parametrize("population", POPULATIONS, ids=lambda population: population.name)
 def test_the_true_error_exceeds_the_target_in_at_most_a_tenth_of_the_runs(population):
-    for photos in (40, 100, 300):
-        told = {rule: facts(outcome) for rule, outcome in simulate(population, photos, draws=200).items()}
-        # 200 draws of 10% have a standard error of 2 points; conformal risk control missed in up to 45%.
-        assert told["agritransfer"]["missed"] <= 0.1 + 0.04, photos
+    for photos in (60, 300):
+        told = {rule: facts(outcome) for rule, outcome in simulate(population, photos, draws=150).items()}
+        # 150 draws of 10% have a standard error of 2.4 points; conformal risk control missed in up to 45%.
+        assert told["agritransfer"]["missed"] <= 0.1 + 0.05, photos
 
 
 def test_calibrated_thresholds_that_are_found_keep_the_target_and_still_answer():
