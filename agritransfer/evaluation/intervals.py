@@ -70,6 +70,11 @@ def class_average_intervals(
     }
 
 
+def macro_f1_interval(answers: np.ndarray, truth: np.ndarray, num_labels: int, groups: Sequence[str]) -> list[float]:
+    """95% interval of macro F1 alone, as in `class_average_intervals`."""
+    return class_average_intervals(answers, truth, num_labels, groups)["macro_f1"]
+
+
 def f1_intervals(answers: np.ndarray, truth: np.ndarray, num_labels: int, groups: Sequence[str]) -> list[list[float]]:
     """95% interval of the F1 of each class, [0, 1] for a class that is neither in the truth nor answered.
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from agritransfer.evaluation.intervals import class_average_intervals, clusters_of
+from agritransfer.evaluation.intervals import clusters_of, macro_f1_interval
 
 # A gain is called significant if its p-value, corrected for the number of comparisons, is below this level.
 LEVEL = 0.05
@@ -160,9 +160,7 @@ def mean_macro_f1(answers: np.ndarray, truth: np.ndarray, groups: Sequence[str],
     variance, df = _seed_variance([each], [added])
     of_seeds = -stdtrit(df, LEVEL / 2) * np.sqrt(variance)
     mean = each.mean()
-    over_photos = np.mean(
-        [class_average_intervals(run, truth, num_labels, groups)["macro_f1"] for run in answers], axis=0
-    )
+    over_photos = np.mean([macro_f1_interval(run, truth, num_labels, groups) for run in answers], axis=0)
     low, high = mean + np.array([-1, 1]) * np.hypot(over_photos - mean, of_seeds)
     return {
         "macro_f1": float(mean),
