@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from processors import timm_processor
+from processors import HAS_LANCZOS, timm_processor
 from transformers import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
@@ -185,7 +185,12 @@ def test_settings_that_matter_are_followed_or_refused(family):
             # Pictures that the check itself does not look at.
             assert max(levels_apart(library, noise(*shape, seed=1)) for shape in ((150, 100), (64, 91))) < 1.01, name
     assert found.items() >= NEVER.items()
-    assert (len(found), Counter(found.values())["equal"]) == (25, FOLLOWED[family]), found
+    equal = Counter(found.values())["equal"]
+    if not HAS_LANCZOS and found["resample LANCZOS"] != "equal":
+        # transformers then takes another filter, which the check refuses.
+        assert FOLLOWED[family] - 1 <= equal <= FOLLOWED[family], found
+    else:
+        assert (len(found), equal) == (25, FOLLOWED[family]), found
 
 
 def test_the_channels_of_mobilevit_are_blue_first_in_training_scoring_and_export():

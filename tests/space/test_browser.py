@@ -83,7 +83,7 @@ def test_a_photo_gets_its_answer_with_bars_and_a_map_that_can_be_faded(visit, sp
     expect(page.locator("#result .verdict")).to_contain_text("This looks like")
     expect(page.locator("#result .verdict h2")).to_have_text("angular leaf spot 99%")
     names = page.locator("#result .bars .name")
-    assert names.all_text_contents() == ["angular leaf spot", "mosaic", "rust", "healthy"]
+    assert names.all_text_contents() == ["angular leaf spot", "rust", "mosaic", "healthy"]
     widths = [box["width"] for box in (bar.bounding_box() for bar in page.locator(".bar > span").all())]
     assert widths == sorted(widths, reverse=True) and widths[0] > 20 * widths[1]
     # The map lies over the photo, and the keys of the keyboard move its slider.
