@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from hubserver import HubServer, User, serve
-from publishing import TRAIN
+from hubserver import HubServer
+from publishing import TRAIN, exported_run, small_hub
 
 from agritransfer.hub.ownership import CORRECTIONS, INITIAL_TEXT, Branch
 
@@ -29,8 +29,7 @@ def put(name, kind, files):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> HubServer:
-    users = {"hf_test_write": User("user", pro=True)}
-    server, _ = serve(tmp_path_factory.mktemp("hub"), users=users, lfs_threshold=5_000)
+    server = small_hub(tmp_path_factory.mktemp("hub"))
     yield server
     server.stop()
 
@@ -38,12 +37,7 @@ def hub(tmp_path_factory) -> HubServer:
 @pytest.fixture(scope="module")
 def trained(client, photos, tiny_vit, tmp_path_factory) -> Path:
     """A finished and exported run."""
-    run = tmp_path_factory.mktemp("runs") / "leaves"
-    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--train_layers", "head")
-    said = client.run(ROOT / "train_finetune.py", *flags, "--output_dir", run, *TRAIN)
-    assert said["code"] == 0, said["err"]
-    assert client.run("export", run)["code"] == 0
-    return run
+    return exported_run(client, photos, tiny_vit, tmp_path_factory.mktemp("runs") / "leaves")
 
 
 @pytest.fixture

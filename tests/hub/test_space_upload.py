@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from hubclient import HubClient
-from hubserver import HubServer, User, serve
+from hubserver import HubServer, User
 from PIL import Image
-from publishing import TRAIN
+from publishing import exported_run, small_hub
 
 SPACE_FILES = {
     *("app.py", "classifier.py", "feedback.py", "guard.py", "page.py", "photos.py", "recipe_pixels.py"),
@@ -21,8 +21,7 @@ SPACE_FILES = {
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> HubServer:
-    users = {"hf_test_write": User("user", pro=True), "hf_free": User("free")}
-    server, _ = serve(tmp_path_factory.mktemp("hub"), users=users, lfs_threshold=5_000)
+    server = small_hub(tmp_path_factory.mktemp("hub"), hf_free=User("free"))
     yield server
     server.stop()
 
@@ -30,12 +29,7 @@ def hub(tmp_path_factory) -> HubServer:
 @pytest.fixture(scope="module")
 def run(client, photos, tiny_vit, tmp_path_factory) -> Path:
     """A finished and exported run."""
-    run = tmp_path_factory.mktemp("runs") / "leaves"
-    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--train_layers", "head")
-    said = client.run(ROOT / "train_finetune.py", *flags, "--output_dir", run, *TRAIN)
-    assert said["code"] == 0, said["err"]
-    assert client.run("export", run)["code"] == 0
-    return run
+    return exported_run(client, photos, tiny_vit, tmp_path_factory.mktemp("runs") / "leaves")
 
 
 def publish(client: HubClient, run: Path, *flags: str | Path, **environment: str) -> dict:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +173,17 @@ def test_a_photo_of_a_phone_is_not_too_large(size, monkeypatch):
         decode_photo(png_that_claims(*size))
 
 
+def run_alone(code: str, folder: Path) -> subprocess.CompletedProcess:
+    """What a process of its own says that runs this code in a folder."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
 @pytest.mark.script
 def test_nothing_but_the_refusal_is_said_of_a_photo_of_which_pillow_would_warn(tmp_path):
     (tmp_path / "bomb.png").write_bytes(png_that_claims(12_000, 12_000))
@@ -179,13 +191,7 @@ def test_nothing_but_the_refusal_is_said_of_a_photo_of_which_pillow_would_warn(t
         "from agritransfer.images.decoding import decode_photo\n"
         "try:\n    decode_photo('bomb.png')\nexcept ValueError as error:\n    print(error)"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    said = run_alone(code, tmp_path)
     assert (said.stdout, said.stderr) == ("over 64 million pixels; resize it\n", "")
 
 
@@ -197,13 +203,7 @@ def test_a_photo_of_50_million_pixels_is_decoded_in_two_copies(tmp_path):
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nphoto = decode_photo('leaf.jpg')\n"
         "print(*photo.size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    said = run_alone(code, tmp_path)
     width, height, megabytes = map(int, said.stdout.split())
     # Pillow keeps four bytes per pixel.
     assert (width, height) == (8160, 6120) and megabytes < 450

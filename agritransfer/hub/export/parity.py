@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from agritransfer.data.dataset import Splits
-from agritransfer.evaluation.intervals import wilson_interval
+from agritransfer.evaluation.intervals import clusters_of, wilson_interval
 from agritransfer.evaluation.novelty import Known
 from agritransfer.evaluation.predictions import read_predictions
 from agritransfer.evaluation.results import read_calibration
@@ -127,7 +127,7 @@ def checked_photos(
     """The validation photos with these names; `reference` are the outputs of the run for them."""
     # The known photos are all validation photos, in this order.
     scored = read_predictions(run / "predictions.csv", "validation", labels)
-    clusters = np.unique([g or f for g, f in zip(scored.groups, scored.files, strict=True)], return_inverse=True)[1]
+    clusters = clusters_of(scored.groups)
     place_of = {file: place for place, file in enumerate(scored.files)}
     places = [place_of[file] for file in files]
     calibration, known = read_calibration(run)
