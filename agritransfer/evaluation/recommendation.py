@@ -5,7 +5,7 @@ from typing import Any
 
 from agritransfer.evaluation.significance import LEVEL
 from agritransfer.strategies import STRATEGIES
-from agritransfer.wording import counted
+from agritransfer.wording import counted, listed
 
 PLACES = {"test": "on the test photos", "shift": "on the field photos"}
 
@@ -74,7 +74,7 @@ def _reason_words(
             f"({p_text(found)}), and it trains {best['trainable_parameters']:,} weights."
         )
     if others:
-        named = _listed([row["name"] for row in others])
+        named = listed([row["name"] for row in others])
         return f"It has the highest score there, but its lead over {named} may be due to chance."
     return (
         f"There it is significantly better than {'the other strategy' if candidates == 2 else 'every other strategy'}."
@@ -98,9 +98,9 @@ def _score_words(
                 f"{name} {'scores ' if name == named[0][0] else ''}{abs(found['gain']):.3f} {word} ({p_text(found)})"
                 for name, found in named
             ]
-            words.append(f"{_capital(_listed(parts))}.")
+            words.append(f"{_capital(listed(parts))}.")
     if higher:
-        names = _listed([name for name, _ in higher])
+        names = listed([name for name, _ in higher])
         words.append(
             f"The choice was not made on these photos, so that their scores stay unbiased; if they are what matters, "
             f"consider {names} and confirm that on new photos."
@@ -126,12 +126,12 @@ def _transfer_words(pairs: list[dict[str, Any]], places: Sequence[str]) -> list[
     negative = [pair["second"] for pair in certain if pair[split]["gain"] < 0]
     positive = [pair["second"] for pair in certain if pair[split]["gain"] > 0]
     if negative:
-        better = f"training from scratch scores higher {where} than {_listed(negative)}"
+        better = f"training from scratch scores higher {where} than {listed(negative)}"
         return [f"Negative transfer: {better}; try another backbone."]
     if len(positive) == len(over_scratch):
         return [f"Transfer helps: every pretrained strategy scores higher {where} than training from scratch."]
     if positive:
-        return [f"Transfer is shown to help {where} only for {_listed(positive)}."]
+        return [f"Transfer is shown to help {where} only for {listed(positive)}."]
     return [f"No pretrained strategy is shown to score higher {where} than training from scratch."]
 
 
@@ -164,15 +164,11 @@ def seed_note(rows: list[dict[str, Any]]) -> list[str]:
     single = [row["name"] for row in rows if len(row["runs"]) == 1]
     if not single:
         return []
-    whose = "each strategy" if len(single) == len(rows) else _listed(single)
+    whose = "each strategy" if len(single) == len(rows) else listed(single)
     return [
         f"There is one run of {whose}: the luck of its seed is not in the intervals and p-values, which are about that "
         "trained model only; use --seeds 3 to include it."
     ]
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def _capital(name: str) -> str:

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from agritransfer.evaluation.plots import draw_compared_scores, draw_costs
 from agritransfer.evaluation.recommendation import p_text, recommendation, seed_note
 from agritransfer.evaluation.results import interval_text
-from agritransfer.wording import counted
+from agritransfer.wording import counted, listed
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #20302a; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -55,7 +55,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
     table = ["".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     seeds = sorted({len(row["runs"]) for row in comparison["rows"]})
-    photos = " and ".join(counted(n, f"{name} photo") for name, n in _photos_of(comparison).items())
+    photos = listed([counted(n, f"{name} photo") for name, n in _photos_of(comparison).items()])
     seeds_of_each = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     note = (
         f"{photos}; {seeds_of_each} per strategy; validation: macro F1, by which the strategy is chosen; size: of the "
