@@ -34,6 +34,7 @@ def main(data_args, model_args, lora_args, training_args):
         # Strategy: pretrained weights stay frozen; low-rank adapters and the head are trained
         model = models.add_lora(
             model,
+            image_size=processor.image_size,
             r=lora_args.lora_r,
             alpha=lora_args.lora_alpha,
             dropout=lora_args.lora_dropout,

@@ -67,15 +67,41 @@ class ExplainedClassifier(nn.Module):
     def _find_method(self, hidden: torch.Tensor, seen: dict[str, tuple]) -> str:
         features, cells = seen["head"][0], _cells(hidden)
         width = cells.shape[-1]
-        if self.attention and hidden.ndim == 3 and torch.allclose(features[:, :width], hidden[:, 0], atol=1e-5):
+        if self._reads_cls_token(features, hidden, seen):
             return LAST_ATTENTION
         if features.shape == cells[:, 0].shape and torch.allclose(features, cells.mean(dim=1), atol=1e-5):
             return EXACT
         if "norm" in seen and seen["norm"][0].numel() == features.numel() == width:
             return HELD_NORM
-        if is_timm(self.model):
+        if self._pools_single_cells(features, cells, hidden):
             return CELL_BY_CELL
-        raise UsageError(f"evidence is not supported for {type(self.model).__name__}; export another model")
+        raise UsageError(
+            f"{type(self.model).__name__} cannot be exported: its head reads neither the mean of the cells nor a CLS "
+            "token of a known attention, so there is no evidence; export another model, such as ViT or ConvNeXt"
+        )
+
+    def _reads_cls_token(self, features: torch.Tensor, hidden: torch.Tensor, seen: dict[str, tuple]) -> bool:
+        """Whether the head reads the first token, and the last attention gives each token's share of it."""
+        # Some networks use the weights of a layer without calling it.
+        if self.attention is None or hidden.ndim != 3 or not self.attention.inputs.keys() <= seen.keys():
+            return False
+        given = [seen[name][1] for name in self.attention.inputs]
+        of_tokens = (*hidden.shape[:2], 3 * self.attention.output.in_features)
+        return (
+            all(part.ndim == 3 for part in given)
+            and torch.cat(given, dim=-1).shape == of_tokens
+            and torch.allclose(features[:, : hidden.shape[-1]], hidden[:, 0], atol=1e-5)
+        )
+
+    def _pools_single_cells(self, features: torch.Tensor, cells: torch.Tensor, hidden: torch.Tensor) -> bool:
+        """Whether the head of a timm network can read a single cell."""
+        if not is_timm(self.model):
+            return False
+        try:
+            pooled = self._cell_by_cell(cells, hidden)
+        except RuntimeError:
+            return False
+        return pooled.shape[-1] == features.shape[-1] and bool(pooled.isfinite().all())
 
     def _read(self, cells: torch.Tensor, hidden: torch.Tensor, seen: dict[str, tuple]) -> torch.Tensor:
         """The cells (batch, cells, width) as the head would read them."""

@@ -8,8 +8,9 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from agritransfer.errors import UsageError
+from agritransfer.errors import UsageError, in_one_line
 from agritransfer.images.preprocessing import PhotoProcessor
+from agritransfer.models.adapter_check import REMEDY, called_layers, check_adapters
 from agritransfer.models.freezing import freeze_batchnorm_statistics
 from agritransfer.models.loading import labels_of, load_pretrained
 from agritransfer.models.structure import find_blocks, find_head
@@ -21,6 +22,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 def add_lora(
     model: PreTrainedModel,
     *,
+    image_size: int,
     r: int,
     alpha: int,
     dropout: float,
@@ -29,10 +31,20 @@ def add_lora(
     use_rslora: bool,
     layers: str = "all",
 ) -> PeftModel:
-    """Freeze the model and add low-rank adapters, in all blocks or the last N (`layers`); the head stays trainable."""
+    """Freeze the model and add low-rank adapters, in all blocks or the last N (`layers`); the head stays trainable.
+
+    Raises `UsageError` for layers whose adapters the network would ignore or that could not be merged after training.
+    """
     _check_numbers(r, alpha, dropout)
-    head = find_head(model)[0]
-    targets = find_lora_targets(model) if target_modules is None else _named_targets(model, target_modules, head)
+    head, called = find_head(model)[0], called_layers(model, image_size)
+    if target_modules is None:
+        targets = [target for target in find_lora_targets(model) if target in called]
+    else:
+        targets = _named_targets(model, target_modules, head)
+    if not targets:
+        raise UsageError(f"no layer for LoRA was found in {type(model).__name__}; {REMEDY}")
+    if ignored := [target for target in targets if target not in called]:
+        raise UsageError(f"the network reads the weight of '{ignored[0]}' and would ignore its adapter; {REMEDY}")
     if layers != "all":
         targets = _in_last_blocks(model, layers, targets)
     config = LoraConfig(
@@ -45,8 +57,13 @@ def add_lora(
         use_dora=use_dora,
         use_rslora=use_rslora,
     )
-    adapted = peft.get_peft_model(model, config)
+    try:
+        adapted = peft.get_peft_model(model, config)
+    except (TypeError, ValueError) as error:
+        # peft builds adapters of a convolution's own class, whose arguments it can only guess.
+        raise UsageError(f"peft cannot adapt {type(model).__name__} ({in_one_line(error)}); {REMEDY}") from error
     freeze_batchnorm_statistics(adapted)
+    check_adapters(adapted, image_size)
     return adapted
 
 
@@ -73,9 +90,10 @@ def _in_last_blocks(model: PreTrainedModel, layers: str, targets: list[str]) -> 
 
 
 def find_lora_targets(model: PreTrainedModel) -> list[str]:
-    """Full names of the layers to adapt: attention projections, else linear layers, else ungrouped convolutions."""
-    inside = tuple(block + "." for block in find_blocks(model))
-    layers = {name: module for name, module in model.named_modules() if name.startswith(inside)}
+    """Full names of the layers to adapt: attention projections, else linear layers, else plain convolutions."""
+    inside = tuple(block + "." for block in find_blocks(model)) or ("",)
+    head = find_head(model)[0]
+    layers = {name: module for name, module in model.named_modules() if name.startswith(inside) and name != head}
     attention = tuple(name + "." for name, module in layers.items() if "Attention" in type(module).__name__)
     linears = {name: module for name, module in layers.items() if isinstance(module, nn.Linear)}
     # A projection keeps the width, or computes query, key and value at once; position-bias networks do neither.
@@ -86,11 +104,13 @@ def find_lora_targets(model: PreTrainedModel) -> list[str]:
         and name.startswith(attention)
         and module.out_features in (module.in_features, 3 * module.in_features)
     ]
-    convolutions = [name for name, module in layers.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
-    targets = projections or list(linears) or convolutions
-    if not targets:
-        raise UsageError(f"no layer for LoRA was found in {type(model).__name__}; set --lora_target_modules")
-    return targets
+    # peft can merge neither grouped nor dilated convolutions.
+    convolutions = [
+        name
+        for name, module in layers.items()
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and set(module.dilation) == {1}
+    ]
+    return projections or list(linears) or convolutions
 
 
 def _named_targets(model: PreTrainedModel, names: list[str], head: str) -> list[str]:

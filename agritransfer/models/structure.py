@@ -152,15 +152,19 @@ class Attention:
 
 
 def last_attention(model: PreTrainedModel) -> Attention | None:
-    """The last attention of a transformer; None for a network without attention."""
+    """The last attention of a transformer; None for a network without one, or with one of another layout."""
     modules = dict(model.named_modules())
     if queries := [name for name in modules if name.endswith(".q_proj")]:
         name, inputs, output = queries[-1].rpartition(".")[0], ("q_proj", "k_proj", "v_proj"), "o_proj"
-        heads = model.config.num_attention_heads
+        # In CLIP and SigLIP, the configuration of the photo's network is part of another one.
+        networks = [part for key, part in modules.items() if isinstance(part, PreTrainedModel) and name.startswith(key)]
+        heads = networks[-1].config.to_dict().get("num_attention_heads")
     elif fused := [name for name in modules if name.endswith(".attn.qkv")]:
         name, inputs, output = fused[-1].rpartition(".")[0], ("qkv",), "proj"
-        heads = modules[name].num_heads
+        heads = vars(modules[name]).get("num_heads")
     else:
+        return None
+    if not isinstance(heads, int) or f"{name}.{output}" not in modules:
         return None
     block = name.rpartition(".")[0]
     scale = modules.get(f"{block}.layer_scale1", modules.get(f"{block}.ls1", nn.Identity()))
@@ -179,16 +183,34 @@ def is_timm(model: PreTrainedModel) -> bool:
 
 
 def logits_and_hidden_state(model: PreTrainedModel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (batch, classes), and what the head pools: tokens (batch, n, width) or a map (batch, width, n, m)."""
+    """Logits (batch, classes), and what the head pools: tokens (batch, n, width) or a map (batch, width, n, m).
+
+    Raises `UsageError` for a timm network whose body returns several of them.
+    """
     if is_timm(model):
         hidden = model.timm_model.forward_features(pixels)
+        if not isinstance(hidden, torch.Tensor):
+            raise UsageError(f"evidence is not supported for {model.config.architecture}, which has several branches")
         logits = model.timm_model.forward_head(hidden)
         # Some timm networks, such as Swin, have the channels last.
         channels_last = getattr(model.timm_model, "output_fmt", "NCHW") == "NHWC"
         return logits, hidden.permute(0, 3, 1, 2) if channels_last else hidden
-    with watch({"backbone": model.base_model}) as seen:
+    states = {}
+
+    # The body is not always the `base_model`: CLIP has a `vision_model`, HGNet V2 an `encoder`. It ends after its parts.
+    def note(_module: nn.Module, _inputs: tuple, output: Any) -> None:
+        if isinstance(output, ModelOutput) and "last_hidden_state" in output:
+            states["last"] = output["last_hidden_state"]
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
         logits = model(pixel_values=pixels).logits
-    return logits, seen["backbone"][1].last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if "last" not in states:
+        raise UsageError(f"evidence is not supported for {type(model).__name__}, whose body has no last_hidden_state")
+    return logits, states["last"]
 
 
 def pooled_features(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

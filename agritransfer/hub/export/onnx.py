@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.data.streaming import StreamedPhotos
-from agritransfer.errors import DataError, UsageError
+from agritransfer.errors import DataError, UsageError, in_one_line
 from agritransfer.evaluation.novelty import FEWEST_KNOWN
 from agritransfer.evaluation.onnx_inference import SCHEMA
 from agritransfer.evaluation.results import read_results
@@ -203,23 +204,38 @@ def write_model(explained: ExplainedClassifier, image_size: int, path: Path) -> 
     """Write one ONNX file: `pixel_values` (batch, 3, side, side) to `logits`, `features` and `evidence`."""
     # torch would treat a batch size of one as constant.
     blank = torch.zeros(2, 3, image_size, image_size)
-    program = torch.onnx.export(
-        explained,
-        (blank,),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["pixel_values"],
-        output_names=OUTPUTS,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        # Other kernels order their results differently in memory, which torch 2.14 forgets while it decomposes them.
+        with sdpa_kernel(SDPBackend.MATH):
+            program = torch.onnx.export(
+                explained,
+                (blank,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixel_values"],
+                output_names=OUTPUTS,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise UsageError(
+            f"torch {torch.__version__} cannot export {type(explained.model).__name__} to ONNX "
+            f"({_reason(error)}); predict and pipeline work without an export"
+        ) from error
     model = program.model_proto
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         # torch records the lines of its own code, with local paths.
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     onnx.save(model, path)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what torch met; its own message explains where to report it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return in_one_line(error)
 
 
 def _add_metadata(path: Path, facts: dict[str, Any]) -> None:
