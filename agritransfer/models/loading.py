@@ -24,7 +24,8 @@ from agritransfer.arguments import ModelArguments
 from agritransfer.errors import UsageError
 from agritransfer.images.pixel_check import check_pixels
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
-from agritransfer.models.structure import check_head, find_head, is_timm
+from agritransfer.models.head_check import check_head
+from agritransfer.models.structure import find_head, is_timm
 
 # Progress bars for a second of loading would clutter the output.
 transformers.logging.disable_progress_bar()
