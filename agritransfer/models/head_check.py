@@ -5,7 +5,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from agritransfer.errors import UsageError, in_one_line
+from agritransfer.errors import UsageError
+from agritransfer.models.image_size import outputs_for_blank_photo
 from agritransfer.models.structure import architecture_of, find_head, network_of
 
 
@@ -26,7 +27,7 @@ def check_head(model: PreTrainedModel, image_size: int) -> None:
 
     hook = head.register_forward_hook(replace)
     try:
-        outputs = _outputs_for_blank_photo(model, image_size)
+        outputs = outputs_for_blank_photo(model, image_size)
     finally:
         hook.remove()
     kind = architecture_of(model)
@@ -36,9 +37,11 @@ def check_head(model: PreTrainedModel, image_size: int) -> None:
             "which is not supported; choose a model with one head, such as facebook/deit-small-patch16-224"
         )
     if list(outputs) != ["logits"]:
+        optional = {*outputs} <= {"logits", "hidden_states", "attentions"}
+        remedy = "set output_hidden_states and output_attentions to false in its config.json, or " if optional else ""
         raise UsageError(
             f"{kind} returns {', '.join(outputs)} rather than the logits alone, and validation would score all of it; "
-            "set output_hidden_states and output_attentions to false in its config.json, or choose another model"
+            f"{remedy}use another model, such as facebook/dinov2-small"
         )
     if shapes != [torch.Size((1, width, *window))] or not _equal(outputs, expected):
         raise UsageError(
@@ -60,18 +63,3 @@ def _linears_beside_body(model: nn.Module, out_features: int) -> list[str]:
         for name, module in part.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == out_features
     ]
-
-
-def _outputs_for_blank_photo(model: PreTrainedModel, image_size: int) -> ModelOutput:
-    """What the model returns for a blank photo in evaluation mode; `UsageError` if it does not support the size."""
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            return model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"this {architecture_of(model)} model does not support {image_size} pixels "
-            f"({in_one_line(error)}); remove --image_size or choose another model"
-        ) from error
-    finally:
-        model.train(was_training)

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
-from agritransfer.models.loading import check_patches
+from agritransfer.models.image_size import check_patches
 
 # Small networks for small datasets: ViT with 0.8, 2.7 and 6.4 M weights, ConvNeXt V2 with 0.9, 1.9 and 3.4 M ("atto").
 VIT_SIZES = {

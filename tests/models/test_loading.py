@@ -37,7 +37,8 @@ from transformers import (
 )
 
 from agritransfer.errors import UsageError
-from agritransfer.models.loading import check_labels, labels_of, load_pretrained, load_processor, set_image_size
+from agritransfer.models.image_size import set_image_size
+from agritransfer.models.loading import check_labels, labels_of, load_pretrained, load_processor
 from agritransfer.models.structure import find_head, is_timm
 
 SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
