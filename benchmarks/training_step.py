@@ -106,7 +106,7 @@ def network(args: Any, side: int, kind: str) -> PreTrainedModel:
     """The model, with the same weights and LoRA adapters every time."""
     torch.manual_seed(0)
     model = load_pretrained(str(args.model), None, LABELS, side)
-    return add_lora(model, **LORA) if kind == "LoRA" else model
+    return add_lora(model, image_size=side, **LORA) if kind == "LoRA" else model
 
 
 def ours(model: torch.nn.Module, processor: Any, pixels: torch.Tensor, args: TrainingArguments) -> Trainer:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from agritransfer.errors import UsageError, in_one_line
+from agritransfer.models.structure import architecture_of
 
 REMEDY = "use train_finetune.py, or name other layers with --lora_target_modules"
 
@@ -48,7 +49,7 @@ def check_adapters(model: PeftModel, image_size: int) -> None:
         _pass_a_blank_photo(model, image_size)
     except (AttributeError, RuntimeError, TypeError) as error:
         # MobileNet V1 and V2 read the stride of a convolution, which its adapter hides.
-        kind = type(model.get_base_model()).__name__
+        kind = architecture_of(model.get_base_model())
         raise UsageError(f"{kind} does not run with adapters in its layers ({in_one_line(error)}); {REMEDY}") from error
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from agritransfer.errors import UsageError
 from agritransfer.models.structure import (
+    architecture_of,
     find_head,
     is_timm,
     last_attention,
@@ -50,10 +51,10 @@ class ExplainedClassifier(nn.Module):
         """Logits, features and evidence of normalized pixels (batch, 3, side, side)."""
         logits, hidden, seen = self._look(pixel_values)
         cells = _cells(hidden)
-        evidence = (self._read(cells, hidden, seen) @ self.head.weight.T).transpose(1, 2)
+        evidence = (self._read(cells, hidden, seen) @ self.head.weight.flatten(1).T).transpose(1, 2)
         rest = logits - self.head.bias - evidence.mean(dim=2)
         side = math.isqrt(cells.shape[1])
-        return logits, seen["head"][0], (evidence + rest[:, :, None]).unflatten(2, (side, side))
+        return logits, seen["head"][0].flatten(1), (evidence + rest[:, :, None]).unflatten(2, (side, side))
 
     def _look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, tuple]]:
         """Logits, the last tokens or feature map, and the inputs and outputs of the layers that are needed."""
@@ -65,7 +66,7 @@ class ExplainedClassifier(nn.Module):
         return logits, hidden, seen
 
     def _find_method(self, hidden: torch.Tensor, seen: dict[str, tuple]) -> str:
-        features, cells = seen["head"][0], _cells(hidden)
+        features, cells = seen["head"][0].flatten(1), _cells(hidden)
         width = cells.shape[-1]
         if self._reads_cls_token(features, hidden, seen):
             return LAST_ATTENTION
@@ -76,7 +77,7 @@ class ExplainedClassifier(nn.Module):
         if self._pools_single_cells(features, cells, hidden):
             return CELL_BY_CELL
         raise UsageError(
-            f"{type(self.model).__name__} cannot be exported: its head reads neither the mean of the cells nor a CLS "
+            f"{architecture_of(self.model)} cannot be exported: its head reads neither the mean of the cells nor a CLS "
             "token of a known attention, so there is no evidence; export another model, such as ViT or ConvNeXt"
         )
 
@@ -122,7 +123,7 @@ class ExplainedClassifier(nn.Module):
         # The evidence is averaged over the cells, while the CLS token is their sum.
         written = count * _hold_norm(self.norm, written, seen["norm"][0][:, 0])
         # DINOv2's head also reads the mean of the patches.
-        return torch.cat([written, cells], dim=-1)[..., : self.head.in_features]
+        return torch.cat([written, cells], dim=-1)[..., : self.head.weight.shape[1]]
 
     def _cell_by_cell(self, cells: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         photos = cells.flatten(0, 1)

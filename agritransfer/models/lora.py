@@ -13,7 +13,7 @@ from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.adapter_check import REMEDY, called_layers, check_adapters
 from agritransfer.models.freezing import freeze_batchnorm_statistics
 from agritransfer.models.loading import labels_of, load_pretrained
-from agritransfer.models.structure import find_blocks, find_head
+from agritransfer.models.structure import architecture_of, find_blocks, find_head
 
 # peft 0.21 uses a name that transformers 5.23 deprecates, so every run would print this warning.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -42,7 +42,7 @@ def add_lora(
     else:
         targets = _named_targets(model, target_modules, head)
     if not targets:
-        raise UsageError(f"no layer for LoRA was found in {type(model).__name__}; {REMEDY}")
+        raise UsageError(f"no layer for LoRA was found in {architecture_of(model)}; {REMEDY}")
     if ignored := [target for target in targets if target not in called]:
         raise UsageError(f"the network reads the weight of '{ignored[0]}' and would ignore its adapter; {REMEDY}")
     if layers != "all":
@@ -61,7 +61,7 @@ def add_lora(
         adapted = peft.get_peft_model(model, config)
     except (TypeError, ValueError) as error:
         # peft builds adapters of a convolution's own class, whose arguments it can only guess.
-        raise UsageError(f"peft cannot adapt {type(model).__name__} ({in_one_line(error)}); {REMEDY}") from error
+        raise UsageError(f"peft cannot adapt {architecture_of(model)} ({in_one_line(error)}); {REMEDY}") from error
     freeze_batchnorm_statistics(adapted)
     check_adapters(adapted, image_size)
     return adapted

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperForImageClassification
+from transformers.utils import ModelOutput
 
 from agritransfer.errors import UsageError
 
@@ -252,14 +253,17 @@ def logits_and_hidden_state(model: PreTrainedModel, pixels: torch.Tensor) -> tup
     if is_timm(model):
         hidden = model.timm_model.forward_features(pixels)
         if not isinstance(hidden, torch.Tensor):
-            raise UsageError(f"evidence is not supported for {model.config.architecture}, which has several branches")
+            raise UsageError(
+                f"{model.config.architecture} cannot be exported: its body has several outputs, so there is no map of "
+                "cells; export another model, such as ViT or ConvNeXt"
+            )
         logits = model.timm_model.forward_head(hidden)
         # Some timm networks, such as Swin, have the channels last.
         channels_last = getattr(model.timm_model, "output_fmt", "NCHW") == "NHWC"
         return logits, hidden.permute(0, 3, 1, 2) if channels_last else hidden
     states = {}
 
-    # The body is not always the `base_model`: CLIP has a `vision_model`, HGNet V2 an `encoder`. It ends after its parts.
+    # The body is not always `base_model`: CLIP has a `vision_model`, HGNet V2 an `encoder`. It ends after its parts.
     def note(_module: nn.Module, _inputs: tuple, output: Any) -> None:
         if isinstance(output, ModelOutput) and "last_hidden_state" in output:
             states["last"] = output["last_hidden_state"]
@@ -271,7 +275,10 @@ def logits_and_hidden_state(model: PreTrainedModel, pixels: torch.Tensor) -> tup
         for hook in hooks:
             hook.remove()
     if "last" not in states:
-        raise UsageError(f"evidence is not supported for {type(model).__name__}, whose body has no last_hidden_state")
+        raise UsageError(
+            f"{type(model).__name__} cannot be exported: its body gives no last hidden state, so there is no map of "
+            "cells; export another model, such as ViT or ConvNeXt"
+        )
     return logits, states["last"]
 
 

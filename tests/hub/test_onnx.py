@@ -19,8 +19,13 @@ from conftest import ROOT, put_photos
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
+    CLIPConfig,
     ConvNextV2Config,
     Dinov2Config,
+    HGNetV2Config,
+    PoolFormerConfig,
+    SiglipConfig,
+    SwinConfig,
     Swinv2Config,
     TimmWrapperConfig,
     ViTConfig,
@@ -30,6 +35,7 @@ from transformers import (
 from agritransfer.__main__ import main
 from agritransfer.cli.export import _verdict_line
 from agritransfer.data.readers.source import Photo
+from agritransfer.errors import UsageError
 from agritransfer.evaluation.calibration import calibrated_probabilities
 from agritransfer.evaluation.novelty import learn_known, load_known
 from agritransfer.evaluation.onnx_inference import SCHEMA
@@ -54,6 +60,16 @@ TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "im
 SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "patch_size": 4, "image_size": 32}
 
 
+TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 20}
+TEXT |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+HGNET = {"embedding_size": 8, "depths": [1, 1], "hidden_sizes": [8, 16], "stem_channels": [3, 4, 8]}
+HGNET |= {"stage_in_channels": [8, 8], "stage_mid_channels": [8, 8], "stage_out_channels": [8, 16]}
+HGNET |= {"stage_num_blocks": [1, 1], "stage_downsample": [False, True], "stage_downsample_strides": [2, 2]}
+HGNET |= {"stage_light_block": [False, True], "stage_kernel_size": [3, 3], "stage_numb_of_layers": [2, 2]}
+
+
 def timm(architecture: str, **model_args) -> TimmWrapperConfig:
     of_pixels = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 3}
     return TimmWrapperConfig(architecture=architecture, model_args=model_args, pretrained_cfg=of_pixels, **LABELS)
@@ -69,7 +85,19 @@ KINDS = {
         ConvNextV2Config(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32, **LABELS),
         HELD_NORM,
     ),
+    "swin": (SwinConfig(**SWIN, **LABELS), EXACT),
     "swinv2": (Swinv2Config(**SWIN, **LABELS), EXACT),
+    # The network of the photos is one of two, and the head reads the mean of its patches.
+    "clip": (CLIPConfig(vision_config=TINY | {"intermediate_size": 32}, text_config=TEXT, **LABELS), EXACT),
+    "siglip": (SiglipConfig(vision_config=TINY | {"intermediate_size": 32}, text_config=TEXT, **LABELS), EXACT),
+    "hgnet_v2": (HGNetV2Config(**HGNET, **LABELS), EXACT),
+    # The head is a convolution of one pixel.
+    "timm resnetv2": (timm("resnetv2_18", layers=(1, 1, 1, 1), channels=(16, 16, 32, 32)), EXACT),
+    # Its attention reads a weight without calling the layer.
+    "timm beit": (
+        timm("beit_base_patch16_224", **{"img_size": 32, "depth": 2, "embed_dim": 16, "num_heads": 2}),
+        HELD_NORM,
+    ),
     "timm efficientnet": (timm("test_efficientnet"), EXACT),
     "timm vit": (timm("vit_tiny_patch16_224", **VIT_OF_TIMM), LAST_ATTENTION),
     "timm mobilenet": (timm("mobilenetv3_small_050"), CELL_BY_CELL),
@@ -102,7 +130,7 @@ def test_evidence_adds_up_to_the_logits_of_the_untouched_model(kind):
     assert explained.method == KINDS[kind][1]
     assert torch.equal(logits, model(pixel_values=pixels(3)).logits)
     head = explained.head
-    torch.testing.assert_close(head(features), logits)
+    torch.testing.assert_close(features @ head.weight.flatten(1).T + head.bias, logits)
     assert evidence.shape[:2] == (3, 3) and evidence.shape[2] == evidence.shape[3]
     torch.testing.assert_close(evidence.mean(dim=(2, 3)) + head.bias, logits, rtol=1e-4, atol=1e-4)
 
@@ -148,8 +176,41 @@ def test_the_held_norm_lacks_only_its_own_offset():
     torch.testing.assert_close(explained.head(read.mean(dim=1) + model.convnextv2.layernorm.bias), logits)
 
 
+POOLFORMER = {"depths": [1, 1], "hidden_sizes": [8, 16], "num_encoder_blocks": 2, "patch_sizes": [7, 3]}
+POOLFORMER |= {"strides": [4, 2], "padding": [2, 1]}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            PoolFormerConfig(**POOLFORMER, **LABELS),
+            "PoolFormerForImageClassification cannot be exported: its head reads",
+        ),
+        (timm("test_mambaout"), "test_mambaout cannot be exported: its head reads"),
+        (timm("efficientvim_m1"), "efficientvim_m1 cannot be exported: its body has several outputs"),
+    ],
+    ids=["poolformer", "mambaout", "efficientvim"],
+)
+def test_networks_without_evidence_are_refused_in_one_line(config, reason):
+    model = AutoModelForImageClassification.from_config(config).eval()
+    with pytest.raises(UsageError, match=reason) as refused:
+        ExplainedClassifier(model, 32)
+    assert "export another model" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_torch_cannot_export_is_refused_with_its_own_reason_in_one_line(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise torch.onnx.OnnxExporterError("Next steps:\n- Create an issue") from ValueError("Cannot view a tensor")
+
+    explained = ExplainedClassifier(build("vit"), 32)
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(UsageError, match=r"cannot export ViTFor.* to ONNX \(Cannot view a tensor\); predict and"):
+        write_model(explained, 32, tmp_path / "model.onnx")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "convnextv2", "swinv2", "timm efficientnet"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "convnextv2", "swin", "swinv2", "clip", "timm efficientnet"])
 def test_one_file_answers_as_torch_does_for_any_batch(kind, tmp_path):
     explained = ExplainedClassifier(build(kind), 32).eval()
     path = tmp_path / "model.onnx"

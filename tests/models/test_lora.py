@@ -4,10 +4,13 @@ from collections import Counter
 
 import pytest
 import torch
-from networks import LORA, build, moved_by_two_steps
+from networks import LORA, build, moved_by_two_steps, timm
 from torch import nn
+from torch.nn.utils import parametrizations
+from transformers import AutoModelForImageClassification, BitConfig, MobileNetV1Config, MobileNetV2Config
 
 from agritransfer.errors import UsageError
+from agritransfer.models.adapter_check import check_adapters
 from agritransfer.models.lora import add_lora, find_lora_targets, merge_lora
 from agritransfer.models.structure import find_head
 
@@ -124,6 +127,70 @@ def test_rank_alpha_and_dropout_reach_the_adapters(use_rslora, scale):
     assert layer.lora_A["default"].weight.shape == (4, 16)
     assert layer.lora_dropout["default"].p == 0.3
     assert_merges(adapted, plain_names)
+
+
+SMALL = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_labels": 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        # Their weights are standardized in every pass, so that adding to them changes something else.
+        (BitConfig(embedding_size=8, num_groups=4, **SMALL), "cannot be merged .* a WeightStandardizedConv2d layer"),
+        (timm("test_nfnet"), "cannot be merged .* a ScaledStdConv2d layer"),
+        # Their padding is computed from the stride of a convolution, which an adapter does not have.
+        (MobileNetV1Config(depth_multiplier=0.1, num_labels=3), "does not run with adapters .*'stride'"),
+        (MobileNetV2Config(depth_multiplier=0.1, num_labels=3), "does not run with adapters .*'stride'"),
+    ],
+    ids=["bit", "nfnet", "mobilenet_v1", "mobilenet_v2"],
+)
+def test_networks_whose_adapters_could_not_be_merged_are_refused_before_training(config, reason):
+    model = AutoModelForImageClassification.from_config(config)
+    with pytest.raises(UsageError, match=reason) as refused:
+        add_lora(model, **LORA)
+    assert "use train_finetune.py" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def dilated(model: nn.Module) -> str:
+    convolution = model.resnet.encoder.stages[0].layers[0].layer[0].convolution
+    convolution.dilation, convolution.padding = (2, 2), (2, 2)
+    return "Conv2d"
+
+
+def weight_normed(model: nn.Module) -> str:
+    parametrizations.weight_norm(model.resnet.encoder.stages[0].layers[0].layer[0].convolution)
+    return "ParametrizedConv2d"
+
+
+@pytest.mark.parametrize("change", [dilated, weight_normed])
+def test_a_layer_that_does_not_use_its_stored_weight_cannot_be_adapted(change):
+    model = build("resnet")
+    kind = change(model)
+    with pytest.raises(UsageError, match=rf"into 'resnet.encoder.stages.0.layers.0.layer.0.convolution', .* {kind} "):
+        add_lora(model, **LORA | {"target_modules": ["layer.0.convolution"]})
+
+
+def test_dilated_and_grouped_convolutions_are_left_out_where_others_can_be_adapted():
+    model = build("resnet")
+    dilated(model)
+    found = find_lora_targets(model)
+    assert len(found) == 6 and "resnet.encoder.stages.0.layers.0.layer.0.convolution" not in found
+
+
+def test_a_layer_whose_weight_is_read_without_calling_it_is_no_target():
+    config = timm("beit_base_patch16_224", img_size=32, depth=2, embed_dim=16, num_heads=2)
+    adapted = adapted_layers(add_lora(AutoModelForImageClassification.from_config(config), **LORA))
+    assert adapted == [f"base_model.model.timm_model.blocks.{i}.attn.proj" for i in range(2)]
+    with pytest.raises(UsageError, match="blocks.0.attn.qkv' and would ignore its adapter"):
+        add_lora(AutoModelForImageClassification.from_config(config), **LORA | {"target_modules": ["qkv"]})
+
+
+def test_the_check_of_adapters_changes_no_weight_and_draws_no_random_number():
+    adapted = add_lora(build("vit"), **LORA)
+    state, before = torch.get_rng_state(), {name: weight.clone() for name, weight in adapted.state_dict().items()}
+    check_adapters(adapted, 32)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weight, before[name]) for name, weight in adapted.state_dict().items()) and len(before) > 40
 
 
 def test_named_targets_are_adapted_alone_and_an_unknown_name_lists_those_that_there_are():

@@ -46,7 +46,15 @@ CONVNEXT = {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "image_s
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic", "num_labels": 3}
 
 
-LORA = {"image_size": 32, "r": 4, "alpha": 8, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False}
+LORA = {
+    "image_size": 32,
+    "r": 4,
+    "alpha": 8,
+    "dropout": 0.0,
+    "target_modules": None,
+    "use_dora": False,
+    "use_rslora": False,
+}
 
 
 def timm(architecture: str, **model_args) -> TimmWrapperConfig:

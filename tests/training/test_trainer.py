@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from networks import LORA
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -48,8 +49,7 @@ def convnextv2() -> ConvNextV2ForImageClassification:
 
 
 def vit_with_lora() -> nn.Module:
-    lora = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False}
-    return add_lora(vit(), **lora)
+    return add_lora(vit(), **LORA)
 
 
 class Remember(TrainerCallback):

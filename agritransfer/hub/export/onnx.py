@@ -44,6 +44,7 @@ from agritransfer.images.photo_dataset import collate
 from agritransfer.images.preprocessing import PhotoProcessor, pixel_recipe
 from agritransfer.models.attribution import EXACT, ExplainedClassifier
 from agritransfer.models.loading import check_labels, load_classifier
+from agritransfer.models.structure import architecture_of
 
 QUANTIZED_FILE = "model_quantized.onnx"
 # The known photos as the 8-bit file represents them; those of model.onnx are the run's.
@@ -220,7 +221,7 @@ def write_model(explained: ExplainedClassifier, image_size: int, path: Path) -> 
             )
     except torch.onnx.OnnxExporterError as error:
         raise UsageError(
-            f"torch {torch.__version__} cannot export {type(explained.model).__name__} to ONNX "
+            f"torch {torch.__version__} cannot export {architecture_of(explained.model)} to ONNX "
             f"({_reason(error)}); predict and pipeline work without an export"
         ) from error
     model = program.model_proto
