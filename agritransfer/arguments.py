@@ -243,9 +243,28 @@ class LoraArguments:
 class ScratchArguments:
     """The network that starts from random weights."""
 
-    model_type: Literal["vit", "convnextv2"] = _flag("model", "vit", "Architecture.")
-    model_size: Literal["nano", "tiny", "small"] = _flag(
-        "model", "tiny", "About 0.8, 2.7 or 6.4 million weights for a ViT."
+    model_type: Literal["vit", "convnextv2"] | None = _flag("model", None, "Architecture. By default vit.")
+    model_size: Literal["nano", "tiny", "small"] | None = _flag(
+        "model", None, "About 0.8, 2.7 or 6.4 million weights for a ViT. By default tiny."
     )
+    model_name_or_path: str | None = _flag(
+        "model",
+        None,
+        "Instead of --model_type and --model_size: the architecture of this Hub model or local folder, without its "
+        "weights, to compare transfer learning with. Example: sample/vit",
+    )
+    model_revision: str | None = _flag("model", None, "Branch, tag or commit of --model_name_or_path on the Hub.")
 
     strategy = "scratch"
+
+    def conflict(self) -> str | None:
+        """What is wrong with these flags together, or None."""
+        named = [f"--{name} {value}" for name in ("model_type", "model_size") if (value := getattr(self, name))]
+        if self.model_name_or_path is not None and named:
+            return (
+                f"--model_name_or_path {self.model_name_or_path} and {named[0]} each name an architecture; remove one "
+                "of them"
+            )
+        if self.model_revision is not None and self.model_name_or_path is None:
+            return f"--model_revision {self.model_revision} belongs to no model; add --model_name_or_path or remove it"
+        return None

@@ -72,6 +72,8 @@ def _reason(what: str, name: str, revision: str | None, error: Exception) -> str
         return f"its config.json cannot be used ({in_one_line(unreadable)}); {ANOTHER}"
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         return _of_another_task(config, name)
+    if what == "architecture":
+        return f"{told}; {ANOTHER}"
     if what == "image processor":
         return _without_processor(config, files, told)
     return _without_weights(path, files, told)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from agritransfer.arguments import DataArguments, ModelArguments
+from agritransfer.arguments import DataArguments, ModelArguments, ScratchArguments
 from agritransfer.runtime.help_format import HelpFormatter
 from agritransfer.runtime.process import available_cores, begin_process
 from agritransfer.strategies import STRATEGIES
@@ -213,6 +213,8 @@ def _require_names(ours: Sequence[Any], parser: HfArgumentParser) -> None:
     for arguments in ours:
         if isinstance(arguments, ModelArguments) and arguments.model_name_or_path is None:
             parser.error("--model_name_or_path is missing; try --model_name_or_path sample/vit")
+        if isinstance(arguments, ScratchArguments) and (conflict := arguments.conflict()):
+            parser.error(conflict)
 
 
 def _choose_augmentation(data: DataArguments, strategy: Any, parser: HfArgumentParser) -> None:
