@@ -105,7 +105,8 @@ def load_pretrained(
     fresh = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
     if lost := sorted(key for key in fresh if not key.startswith(head_name)):
         raise UsageError(
-            f"'{model_name_or_path}' lacks {len(lost)} weights of its backbone, such as {lost[0]}; use another model"
+            f"'{model_name_or_path}' lacks {len(lost)} weights of its backbone, such as {lost[0]}; copy config.json "
+            "and model.safetensors from the same model, or use another model"
         )
     _refuse_more_blocks(model, report["unexpected_keys"], model_name_or_path)
     if set(known_labels) == set(labels) and not fresh:

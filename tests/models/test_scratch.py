@@ -80,8 +80,10 @@ def test_the_architecture_of_a_model_is_taken_without_any_of_its_weights(kind, t
     matrices = [name for name, weight in first.named_parameters() if weight.ndim > 1 and weight.std() > 0]
     assert len(matrices) >= 8
     for name in matrices:
-        assert not torch.isclose(ours[name], others[name]).all(), name
-        assert ours[name].shape != theirs[name].shape or not torch.isclose(ours[name], theirs[name]).any(), name
+        # Of thousands of random numbers, a few are equal by chance.
+        assert torch.isclose(ours[name], others[name]).float().mean() < 0.01, name
+        same_shape = ours[name].shape == theirs[name].shape
+        assert not same_shape or torch.isclose(ours[name], theirs[name]).float().mean() < 0.01, name
     assert logits(first, pixels()).shape == (2, 2)
 
 
