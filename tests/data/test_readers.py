@@ -62,7 +62,7 @@ def test_files_that_are_not_used_are_named(tmp_path):
         "left out: notes.txt (not a photo)",
         "left out: healthy/._00.png (hidden)",
         "left out: rust/.ipynb_checkpoints (hidden, 1 file)",
-        "left out: 2 photos over --max_train_samples or --max_eval_samples",
+        "left out: 2 photos over --max_photos_per_class, --max_train_samples or --max_eval_samples",
         "note: 1 photo with PNG content but the suffix .HEIC, such as rust/IMG_1.HEIC",
     ]
 
