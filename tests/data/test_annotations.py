@@ -123,6 +123,15 @@ def test_the_one_category_of_a_photo_in_coco_is_its_label(place, tmp_path):
     assert source.left_out == ()
 
 
+def test_a_coco_file_in_annotations_may_be_the_data_set_itself(tmp_path):
+    put(tmp_path, *(f"train2017/{name}" for name in NAMES), "val2017/5.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(coco(NAMES, ONE_EACH)))
+    source = read_source(str(tmp_path / "annotations/instances_train2017.json"))
+    assert [(photo.label, photo.split) for photo in source.photos] == [(label, "train") for label in COCO_LABELS]
+    assert source.left_out == ("val2017/5.png (not in annotations/instances_train2017.json)",)
+
+
 def test_a_coco_file_may_be_the_data_set_itself_and_photos_without_annotation_are_counted(tmp_path):
     put(tmp_path, *NAMES, "5.png")
     (tmp_path / "labels.json").write_text(json.dumps(coco(NAMES, ONE_EACH[:-1])))
@@ -228,6 +237,8 @@ def test_several_questions_need_the_flag(tmp_path):
     (tmp_path / EXPORT).write_text(json.dumps(both))
     with pytest.raises(UsageError, match=r"has the choices \['choice', 'weather'\]; name one with --label_column_name"):
         read_source(str(tmp_path))
+    with pytest.raises(UsageError, match=r"task 1 has no field 'photo' for --image_column_name; it has \['image'\]"):
+        read_source(str(tmp_path), image_column="photo", label_column="choice")
     assert labels(read_source(str(tmp_path), label_column="choice")) == [("1.png", "a"), ("2.png", "b")]
     with pytest.raises(UsageError, match=r"has no groups for --group_column_name"):
         read_source(str(tmp_path), label_column="choice", group_column="plant")

@@ -100,6 +100,8 @@ REFUSED = {
     r"such as '%32.png' \(line 3\); the folder has '2.png'": PLAIN.replace("2.png", "%32.png"),
     r"such as '../../2.png' \(line 3\); the folder has '2.png'": PLAIN.replace("2.png", "../../2.png"),
     r"such as 'notes.txt' \(line 3\); that file is hidden, elsewhere or no photo": PLAIN.replace("2.png", "notes.txt"),
+    r"such as '2' \(line 3\); the folder has '2.png'": PLAIN.replace("2.png", "2"),
+    r"line 3: the label \"\['a', 'b'\]\" is a list \(multi-label\)": PLAIN.replace("2.png,b", "2.png,\"['a', 'b']\""),
     r"'1.png' \(line 2 as 'a' and line 6 as 'b'\); keep one": PLAIN + "./1.png,b\n",
     r"line 3 has the split 'eval'; use train": "file_name,label,split\n1.png,a,train\n2.png,b,eval\n",
     r"has no rows": "file_name,label\n",
@@ -184,6 +186,10 @@ def test_parquet_that_cannot_be_right_is_refused(tmp_path):
         read_source(str(tmp_path))
     put_parquet(path, file_name=NAMES, label=["a", None, "a", "b"])
     with pytest.raises(DataError, match=r"1 row without a label, such as '2.png' \(row 2\)"):
+        read_source(str(tmp_path))
+    twice = pyarrow.Table.from_arrays([pyarrow.array(NAMES)] * 3, names=["file_name", "label", "label"])
+    pyarrow.parquet.write_table(twice, path)
+    with pytest.raises(DataError, match=r"has the column 'label' 2 times; keep one"):
         read_source(str(tmp_path))
     put_parquet(path, file_name=NAMES, label=[["a"], ["b"], ["a", "b"], []])
     with pytest.raises(DataError, match=r"row 1: the column 'label' holds several values"):

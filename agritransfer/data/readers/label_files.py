@@ -25,7 +25,7 @@ from agritransfer.data.readers.source import SPLIT_NAMES, Photo, PhotoFiles, Sou
 from agritransfer.data.readers.table import TABLE_SUFFIXES, is_one_line, read_text
 from agritransfer.data.readers.walk import FoundFiles, find_files
 from agritransfer.errors import DataError, UsageError, in_one_line
-from agritransfer.wording import counted, listed, unescaped
+from agritransfer.wording import counted, escaped, listed, unescaped
 
 # How much of a file says what it is. A folder may hold one JSON file for each photo, of some other program.
 HEAD = 4096
@@ -66,12 +66,14 @@ def is_label_file(path: Path, image_column: str | None) -> bool:
 
 def read_label_file(path: Path, chosen: Columns) -> Source:
     """The photos that a file on this machine lists, with their labels; raises `DataError` if it cannot be read."""
-    file = _label_file(path, path.name, chosen)
+    # The photos of annotations/instances_train.json are beside annotations/.
+    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    file = _label_file(path, escaped(path.relative_to(root).as_posix()), chosen)
     if file is None and path.suffix.lower() == ".json":
         raise DataError(f"'{path}' is neither a COCO file nor an export of Label Studio; use a CSV or a metadata.jsonl")
     if file is not None and file.kind != "metadata":
-        found = find_files(path.parent)
-        labels, photos = _labels_of(path.parent, found, [file], chosen), found.photos
+        found = find_files(root)
+        labels, photos = _labels_of(root, found, [file], chosen), found.photos
         left_out = left_out_of(labels, found, [file.name])
     else:
         # The table is the user's own, so it may name photos anywhere on this machine.
@@ -191,4 +193,5 @@ def _with_splits(labels: TableLabels, where: Path) -> TableLabels:
 
 
 def _split_of_folder(name: str) -> str:
-    return next((SPLIT_NAMES[part.lower()] for part in name.split("/")[:-1] if part.lower() in SPLIT_NAMES), "")
+    folders = (folder.strip().lower() for folder in name.split("/")[:-1])
+    return next((SPLIT_NAMES[folder] for folder in folders if folder in SPLIT_NAMES), "")

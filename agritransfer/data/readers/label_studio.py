@@ -68,6 +68,8 @@ def _answers(path: Path, tasks: list[dict], image: str | None, control: str | No
     controls = {}
     for number, task in enumerate(tasks, start=1):
         row = Row(path, f"task {number}", task["data"])
+        if image is not None and image not in row.cells:
+            raise UsageError(f"{row.where} has no field '{image}' for --image_column_name; it has {list(row.cells)}")
         address = row.text(image or _only_photo(row))
         # A cancelled annotation is a task that its annotator skipped.
         results = [each["result"] for each in task["annotations"] if not each.get("was_cancelled")]

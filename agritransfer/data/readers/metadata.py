@@ -58,8 +58,9 @@ def read_metadata(path: Path, chosen: Columns) -> Metadata:
         raise UsageError(f"'{path}' has no column 'label'; name one of {others} with --label_column_name")
     if not file or not label:
         raise DataError(
-            f"'{path}' needs rows with the columns file_name,label; it has {columns}; rename them, or use "
-            "--image_column_name and --label_column_name; others, such as split,group, may be added"
+            f"'{path}' needs rows with the columns file_name,label; it has {columns}; rename them, name them with "
+            "--image_column_name and --label_column_name, or move the file away if it gives no labels; others, such as "
+            "split,group, may be added"
         )
     return Metadata(path, rows, file, label, split, group)
 
@@ -72,6 +73,11 @@ def labels_of_metadata(table: Metadata, base: str, names: PhotoNames) -> TableLa
         stripped += label != row.text(table.label)
         if not row.line(table.file):
             raise DataError(f"{row.where}: the column '{table.file}' is empty; add the path of the photo")
+        if label.startswith("[") and label.endswith("]"):
+            raise DataError(
+                f"{row.where}: the label {label!r:.60} is a list (multi-label); a classifier needs one label for each "
+                "photo"
+            )
         name = names.find(path, base)
         if name is None:
             absent.append((row.place, path))

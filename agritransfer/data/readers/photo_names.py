@@ -56,9 +56,9 @@ class PhotoNames:
         """What the refusal of a missing photo adds, such as `; the folder has 'leaf.JPG'`."""
         name = unquote(path.strip().replace("\\", "/"))
         file = _key(os.path.basename(name))
-        # Label Studio puts eight digits before the name of a photo that is uploaded.
+        # Label Studio puts eight digits before the name of a photo that is uploaded; Kaggle's tables lack the suffix.
         keys = [self._by_key.get(_key(os.path.normpath(name))), self._by_key_of_file.get(file)]
-        keys.append(self._by_key_of_file.get(re.sub(r"^[0-9a-f]{8}-", "", file)))
+        keys += [self._by_key_of_file.get(re.sub(r"^[0-9a-f]{8}-", "", file)), self._by_key_of_stem.get(file)]
         alike = next(filter(None, keys), None)
         return f"; the folder has '{alike[0]}'" if alike else ""
 
@@ -88,6 +88,10 @@ class PhotoNames:
     @cached_property
     def _by_key_of_file(self) -> dict[str, list[str]]:
         return self._index(lambda name: _key(name.rsplit("/")[-1]))
+
+    @cached_property
+    def _by_key_of_stem(self) -> dict[str, list[str]]:
+        return self._index(lambda name: _key(PurePosixPath(name).stem))
 
 
 def names_beside(table: Path, paths: Iterable[str]) -> tuple[PhotoNames, dict[str, Path]]:

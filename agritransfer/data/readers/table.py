@@ -86,7 +86,7 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror}; correct its permissions") from error
+        raise DataError(f"'{path}' cannot be read: {error.strerror}; restore it or correct its permissions") from error
     encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -175,10 +175,12 @@ def _read_parquet(path: Path) -> tuple[list[str], list[Row]]:
     import pyarrow.parquet
 
     try:
+        columns = pyarrow.parquet.read_schema(path).names
+        if len(set(columns)) < len(columns):
+            return columns, []
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"'{path}' cannot be read as parquet ({in_one_line(error)}); write it again") from error
-    columns = table.column_names
     values = [column.to_pylist() for column in table.columns]
     rows = [
         Row(path, f"row {number}", dict(zip(columns, cells, strict=True)))
