@@ -169,7 +169,12 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path):
         read_source(str(tmp_path))
 
 
-EXPORTS = {EXPORT: json.dumps(TASKS), "min.json": json.dumps(FLAT), "project-1.csv": CSV}
+EXPORTS = {
+    EXPORT: json.dumps(TASKS),
+    "min.json": json.dumps(FLAT),
+    "project-1.csv": CSV,
+    "project-1.tsv": CSV.replace(",", "\t"),
+}
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -194,7 +199,9 @@ def test_skipped_tasks_are_left_out_and_annotators_who_agree_are_one(tmp_path):
 def test_photos_of_one_name_are_told_apart_by_their_folders(tmp_path):
     put(tmp_path, "x/1.png", "y/1.png", "my leaf.png")
     local = [task(1, "/data/local-files/?d=set/x/1.png", "a"), task(2, "/data/local-files/?d=set/y/1.png", "b")]
-    (tmp_path / EXPORT).write_text(json.dumps([*local, task(3, "https://host/my%20leaf.png?token=1", "a")]))
+    other = task(3, "https://host/my%20leaf.png?token=1", "a")
+    other["data"]["note"] = "http://[no URL"
+    (tmp_path / EXPORT).write_text(json.dumps([*local, other]))
     assert labels(read_source(str(tmp_path))) == [("x/1.png", "a"), ("y/1.png", "b"), ("my leaf.png", "a")]
     (tmp_path / EXPORT).write_text(json.dumps([task(1, "1.png", "a")]))
     with pytest.raises(DataError, match=r"task 1: '/data/upload/1/1.png' may be x/1.png and y/1.png"):
@@ -214,6 +221,9 @@ REFUSED_EXPORTS = {
         task(1, "1a2b3c4d-1.png", "a")
     ],
     r"has no choices, which are the labels of photos; export boxes as COCO": [task(1, "1.png")],
+    r"1 photo several choices \(multi-label\), such as '/data/upload/1/1.png' \(task 1: 1, 2\)": [
+        task(1, "1.png", [1, 2])
+    ],
     r"no complete export of Label Studio: KeyError at 'result'": [{**TASKS[0], "annotations": [{"id": 1}]}],
     r"annotators disagree about 1 photo, such as '1.png' \(a, b\)": [*FLAT, {**FLAT[0], "choice": "b"}],
     r"1 photo several choices \(multi-label\), such as '/data/upload/1/1.png' \(task 5: a, b\)": [

@@ -104,6 +104,7 @@ REFUSED = {
     r"line 3: the label \"\['a', 'b'\]\" is a list \(multi-label\)": PLAIN.replace("2.png,b", "2.png,\"['a', 'b']\""),
     r"'1.png' \(line 2 as 'a' and line 6 as 'b'\); keep one": PLAIN + "./1.png,b\n",
     r"line 3 has the split 'eval'; use train": "file_name,label,split\n1.png,a,train\n2.png,b,eval\n",
+    r"line 1 cannot be read as CSV \(field larger": "x" * 200_000,
     r"has no rows": "file_name,label\n",
     r"needs rows with the columns file_name,label; it has \['1.png', 'a'\]": PLAIN.partition("\n")[2],
 }
@@ -269,6 +270,9 @@ def test_a_file_that_is_no_table_of_paths_says_what_to_do(tmp_path):
         read_source(str(tmp_path / "labels.csv"))
     (tmp_path / "labels.json").write_text("{}")
     with pytest.raises(DataError, match=r"labels.json' is neither a COCO file nor an export of Label Studio"):
+        read_source(str(tmp_path / "labels.json"))
+    (tmp_path / "labels.json").write_text('{"images": ' + "9" * 5000 + "}")
+    with pytest.raises(DataError, match=r"labels.json' cannot be read as JSON"):
         read_source(str(tmp_path / "labels.json"))
 
 

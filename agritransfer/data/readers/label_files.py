@@ -60,8 +60,12 @@ def is_label_file(path: Path, image_column: str | None) -> bool:
         schema = pyarrow.parquet.read_schema(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"'{path}' cannot be read as parquet ({in_one_line(error)}); write it again") from error
-    texts = {field.name for field in schema if str(field.type) in ("string", "large_string", "string_view")}
-    return (image_column or "file_name") in texts
+    column = image_column or "file_name"
+    if column not in schema.names:
+        return False
+    kind = schema.field(column).type
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return str(kind) in ("string", "large_string", "string_view")
 
 
 def read_label_file(path: Path, chosen: Columns) -> Source:
@@ -111,10 +115,10 @@ def _label_file(path: Path, name: str, chosen: Columns) -> LabelFile | None:
         return LabelFile(name, "metadata", lambda names: labels_of_metadata(read_metadata(path, chosen), base, names))
     if file == "_classes.csv":
         return LabelFile(name, "roboflow", lambda names: labels_of_roboflow(path, base, names))
-    if path.suffix.lower() not in (".csv", ".json") or not path.is_file():
+    if path.suffix.lower() not in (".csv", ".tsv", ".json") or not path.is_file():
         return None
     head = _head(path)
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() != ".json":
         if not is_flat_export(re.findall(r"\w+", head.partition("\n")[0])):
             return None
         read = partial(labels_of_export, path, chosen.file, chosen.label)
@@ -140,9 +144,10 @@ def _head(path: Path) -> str:
 
 
 def _read_json(path: Path) -> object:
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"'{path}' cannot be read as JSON ({in_one_line(error)}); export it again") from error
 
 

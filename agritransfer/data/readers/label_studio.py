@@ -1,6 +1,6 @@
 """Which labels does a Label Studio export give?
 
-Read are the choices of its exports as JSON, JSON-MIN and CSV. Label Studio names photos by the addresses that it serves
+Read are the choices of its exports as JSON, JSON-MIN, CSV and TSV. Label Studio names photos by the addresses that it serves
 them from; a photo is found by the file part of its address.
 """
 
@@ -39,7 +39,7 @@ def is_label_studio(document: object) -> bool:
 
 
 def is_flat_export(columns: Sequence[str] | dict) -> bool:
-    """Whether these are the columns of an export as CSV or JSON-MIN."""
+    """Whether these are the columns of an export as CSV, TSV or JSON-MIN."""
     return {"annotation_id", "annotator"} <= set(columns)
 
 
@@ -60,7 +60,7 @@ def labels_of_tasks(
 
 
 def labels_of_export(path: Path, image: str | None, control: str | None, names: PhotoNames) -> TableLabels:
-    """The choice for each photo of an export as CSV; raises `DataError` if annotators disagree."""
+    """The choice for each photo of an export as CSV or TSV; raises `DataError` if annotators disagree."""
     return _labels_of_rows(path, read_rows(path)[1], image, control, names)
 
 
@@ -79,7 +79,7 @@ def _answers(path: Path, tasks: list[dict], image: str | None, control: str | No
             chosen = [each for each in result if each.get("type") == "choices"]
             controls.update(dict.fromkeys(each.get("from_name") for each in chosen))
             chosen = [each for each in chosen if control in (None, each.get("from_name"))]
-            yield Answer(row.place, address, tuple(text for each in chosen for text in each["value"]["choices"]))
+            yield Answer(row.place, address, tuple(str(text) for each in chosen for text in each["value"]["choices"]))
     if not controls:
         raise DataError(f"'{path}' has no choices, which are the labels of photos; export boxes as COCO")
     if control is None and len(controls) > 1:

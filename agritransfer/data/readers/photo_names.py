@@ -24,7 +24,7 @@ class PhotoNames:
     """The photos of a folder, and `unread`, its images in formats that are not decoded here, found by their paths."""
 
     def __init__(self, root: Path, photos: Iterable[str], unread: dict[str, str]):
-        self.root = root
+        self.root = os.path.abspath(root)
         self.unread = unread
         self.names = {*photos, *unread}
 
@@ -34,9 +34,9 @@ class PhotoNames:
             return name
         if not is_one_line(path):
             return None
-        for spelling in (path, path.strip(), path.strip().replace("\\", "/")):
+        for spelling in dict.fromkeys([path, path.strip(), path.strip().replace("\\", "/")]):
             name = self._name(spelling, base)
-            for known in (escaped(name), name):
+            for known in (name, escaped(name)) if "\\" in name else (name,):
                 if known in self.names:
                     return known
         alike = self._by_form.get(_key(name, exact=True), [])
@@ -63,9 +63,8 @@ class PhotoNames:
         return f"; the folder has '{alike[0]}'" if alike else ""
 
     def _name(self, path: str, base: str) -> str:
-        root = os.path.abspath(self.root)
-        full = os.path.normpath(os.path.join(root, base, path))
-        return os.path.relpath(full, root) if full.startswith(root + os.sep) else full
+        full = os.path.normpath(os.path.join(self.root, base, path))
+        return full.removeprefix(self.root.rstrip(os.sep) + os.sep)
 
     def _index(self, key) -> dict[str, list[str]]:
         index = defaultdict(list)
@@ -137,7 +136,11 @@ def refuse_repeated(table: Path, rows: Iterable[tuple[str, str, str]]) -> None:
 def file_part(path: str) -> str:
     """The path of the file in a path or URL, such as that of an export of Label Studio."""
     path = path.strip().replace("\\", "/")
-    parts = urlsplit(path)
+    try:
+        parts = urlsplit(path)
+    except ValueError:
+        # Square brackets in a text that is no URL.
+        return path
     # Label Studio serves a file of its own disk as /data/local-files/?d=FILE.
     if local := parse_qs(parts.query).get("d"):
         return local[0]

@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,9 +66,9 @@ def read_rows(path: Path) -> tuple[list[str], list[Row]]:
     """The columns and the rows of a table file; raises `DataError` if it cannot be read whole."""
     readers = {".jsonl": _read_json_lines, ".parquet": _read_parquet}
     columns, rows = readers.get(path.suffix.lower(), _read_delimited)(path)
-    names = [column.casefold() for column in columns if column]
-    if doubled := [column for column in columns if names.count(column.casefold()) > 1]:
-        raise DataError(f"'{path}' has the column '{doubled[0]}' {names.count(doubled[0].casefold())} times; keep one")
+    times = Counter(column.casefold() for column in columns if column)
+    if doubled := next((column for column in columns if times[column.casefold()] > 1), None):
+        raise DataError(f"'{path}' has the column '{doubled}' {times[doubled.casefold()]} times; keep one")
     if not rows:
         raise DataError(f"'{path}' has no rows; add one for each photo")
     return columns, rows
@@ -102,7 +103,7 @@ def read_text(path: Path) -> str:
 def _read_delimited(path: Path) -> tuple[list[str], list[Row]]:
     text = read_text(path)
     # Excel writes the separator into a first line of its own.
-    named = re.match(r"sep=(.)[\r\n]", text)
+    named = re.match(r"sep=([,;\t|])[\r\n]", text)
     separator = named[1] if named else _separator(text)
     records = _records(path, text, separator)[1 if named else 0 :]
     if not records:
@@ -125,7 +126,8 @@ def _read_delimited(path: Path) -> tuple[list[str], list[Row]]:
 def _separator(text: str) -> str:
     # Only the header tells: in the rows a comma may belong to a label.
     header = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
-    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([header], delimiter=separator), [])))
+    # A cell of the csv module may not exceed 128 KB.
+    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([header[:100_000]], delimiter=separator), [])))
 
 
 def _records(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
