@@ -1,7 +1,7 @@
 """Which labels does a Label Studio export give?
 
-Read are the choices of its exports as JSON, JSON-MIN, CSV and TSV. Label Studio names photos by the addresses that it serves
-them from; a photo is found by the file part of its address.
+The choices are read from its exports as JSON, JSON-MIN, CSV and TSV. Label Studio names photos by the addresses that it
+serves them from; a photo is found by the file part of its address.
 """
 
 import json
