@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from agritransfer.data.audit import audit_report, audit_table, examine
+from agritransfer.data.readers.label_files import is_label_file
 from agritransfer.data.readers.table import read_table
 from agritransfer.data.sources import read_source
 from agritransfer.errors import DataError, UsageError
@@ -274,6 +275,17 @@ def test_a_file_that_is_no_table_of_paths_says_what_to_do(tmp_path):
     (tmp_path / "labels.json").write_text('{"images": ' + "9" * 5000 + "}")
     with pytest.raises(DataError, match=r"labels.json' cannot be read as JSON"):
         read_source(str(tmp_path / "labels.json"))
+
+
+def test_a_parquet_file_with_the_photos_inside_is_no_table_of_paths(tmp_path):
+    path = tmp_path / "labels.parquet"
+    put_parquet(path, file_name=pyarrow.array(NAMES).dictionary_encode(), label=list("abab"))
+    assert is_label_file(path, None) and not is_label_file(path, "label_2")
+    put_parquet(path, file_name=NAMES, label=list("abab"), image=[{"bytes": b"", "path": name} for name in NAMES])
+    assert not is_label_file(path, None)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"cannot be read as parquet"):
+        is_label_file(path, None)
 
 
 def test_photos_outside_the_folder_are_not_read_through_its_own_table(tmp_path):

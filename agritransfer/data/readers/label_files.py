@@ -61,7 +61,9 @@ def is_label_file(path: Path, image_column: str | None) -> bool:
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"'{path}' cannot be read as parquet ({in_one_line(error)}); write it again") from error
     column = image_column or "file_name"
-    if column not in schema.names:
+    # `datasets` writes a photo as a struct of its bytes and its path.
+    has_photos = any(pyarrow.types.is_struct(each.type) and each.type.get_field_index("bytes") >= 0 for each in schema)
+    if has_photos or column not in schema.names:
         return False
     kind = schema.field(column).type
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
