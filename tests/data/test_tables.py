@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from agritransfer.data.audit import audit_report, audit_table, examine
+from agritransfer.__main__ import main
 from agritransfer.data.readers.label_files import is_label_file
 from agritransfer.data.readers.table import read_table
 from agritransfer.data.sources import read_source
@@ -62,15 +62,14 @@ def test_a_table_that_says_the_same_in_other_words_is_read(what, tmp_path):
     assert labels(read_source(str(tmp_path))) == PLAIN_ROWS
 
 
-def test_labels_are_stripped_and_the_audit_says_how_many(tmp_path, photos):
+def test_labels_are_stripped_and_the_audit_says_how_many(tmp_path, photos, capsys):
     names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*"))[:6]
     rows = [f"{photos}/{name},{'nan' if i % 2 else 'rust '}\n" for i, name in enumerate(names)]
     (tmp_path / "labels.csv").write_text("file_name,label\n" + "".join(rows))
-    source = read_source(str(tmp_path / "labels.csv"))
-    assert source.labels == ["nan", "rust"]
-    report = audit_report("labels.csv", source, examine(source.images, source.photos, "labels.csv"))
-    assert "note: 3 labels of labels.csv had blanks around it, which were removed" in audit_table(report)
-    assert "note: the class 'nan' of labels.csv (3 photos) may be a missing value" in audit_table(report)
+    main(["audit", str(tmp_path / "labels.csv"), "--output", str(tmp_path / "audit.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "note: 3 labels of labels.csv had blanks around them, which were removed" in lines
+    assert "note: the class 'nan' of labels.csv (3 photos) may be a missing value" in lines
 
 
 def test_paths_with_backslashes_or_in_another_unicode_form_mean_the_photo(tmp_path):
