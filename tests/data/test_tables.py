@@ -68,7 +68,7 @@ def test_labels_are_stripped_and_the_audit_says_how_many(tmp_path, photos, capsy
     (tmp_path / "labels.csv").write_text("file_name,label\n" + "".join(rows))
     main(["audit", str(tmp_path / "labels.csv"), "--output", str(tmp_path / "audit.json")])
     lines = capsys.readouterr().out.splitlines()
-    assert "note: 3 labels of labels.csv had blanks around them, which were removed" in lines
+    assert "note: blanks around 3 labels of labels.csv were removed" in lines
     assert "note: the class 'nan' of labels.csv (3 photos) may be a missing value" in lines
 
 

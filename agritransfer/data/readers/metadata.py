@@ -117,9 +117,7 @@ def _notes(table: Metadata, rows: list[dict[str, str]], stripped: int) -> tuple[
     if table.label.casefold() != "label":
         notes.append(f"the labels are the column '{table.label}' of {table.path.name}")
     if stripped:
-        notes.append(
-            f"{counted(stripped, 'label')} of {table.path.name} had blanks around {'it' if stripped == 1 else 'them'}, which were removed"
-        )
+        notes.append(f"blanks around {counted(stripped, 'label')} of {table.path.name} were removed")
     count = Counter(row["label"] for row in rows if row["label"].lower() in MISSING_VALUES)
     for label, photos in sorted(count.items()):
         notes.append(f"the class '{label}' of {table.path.name} ({counted(photos, 'photo')}) may be a missing value")
