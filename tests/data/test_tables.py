@@ -183,7 +183,7 @@ def test_parquet_that_cannot_be_right_is_refused(tmp_path):
     put(tmp_path, *NAMES)
     path = tmp_path / "metadata.parquet"
     path.write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"metadata.parquet' cannot be read as parquet \(.*; write it again"):
+    with pytest.raises(DataError, match=r"metadata.parquet.* cannot be read as parquet \(.*; "):
         read_source(str(tmp_path))
     put_parquet(path, file_name=NAMES, label=["a", None, "a", "b"])
     with pytest.raises(DataError, match=r"1 row without a label, such as '2.png' \(row 2\)"):
@@ -221,6 +221,19 @@ def test_one_table_for_the_folders_of_several_splits_gives_those_splits(tmp_path
     (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows, "images/new/5.png,a"]))
     with pytest.raises(DataError, match=r"1 photo without a split beside .*, such as 'images/new/5.png'"):
         read_source(str(tmp_path))
+
+
+def test_folders_that_only_look_like_splits_need_a_column_split(tmp_path):
+    put(tmp_path, "train_images/1.png", "test_images/2.png", "other/3.png")
+    rows = ["train_images/1.png,a", "test_images/2.png,b", "other/3.png,a"]
+    table = tmp_path / "metadata.csv"
+    table.write_text("\n".join(["file_name,label", *rows]))
+    with pytest.raises(DataError, match=r"look like splits, test_images and train_images, .* add a column split"):
+        read_source(str(tmp_path))
+    table.write_text("\n".join(["file_name,label,split", *(f"{row},train" for row in rows)]))
+    assert {photo.split for photo in read_source(str(tmp_path)).photos} == {"train"}
+    table.write_text("\n".join(["file_name,label", *rows[1:]]))
+    assert {photo.split for photo in read_source(str(tmp_path)).photos} == {""}
 
 
 def test_two_tables_for_the_same_photos_are_refused(tmp_path):

@@ -190,6 +190,8 @@ def _with_splits(labels: TableLabels, where: Path) -> TableLabels:
         # A single `test` or `train` among other folders may have another meaning.
         if not all(splits) and len(set(splits)) == 2:
             splits = [""] * len(rows)
+    if not any(splits):
+        _refuse_hidden_splits(rows, where)
     if any(splits) and not all(splits):
         without = rows[splits.index("")]["file"]
         raise DataError(
@@ -197,6 +199,21 @@ def _with_splits(labels: TableLabels, where: Path) -> TableLabels:
             f"{sorted(set(splits) - {''})}, such as '{without}'; add a column split, or move those photos out"
         )
     return replace(labels, rows=[{**row, "split": split} for row, split in zip(rows, splits, strict=True)])
+
+
+def _refuse_hidden_splits(rows: list[dict[str, str]], where: Path) -> None:
+    """Raise `DataError` for photos in folders such as `train_images` and `test_images`, which would be mixed."""
+    folders = sorted({folder for row in rows for folder in row["file"].split("/")[:-1]})
+    meant = {}
+    for folder in folders:
+        for word in re.findall("[a-z]+", folder.lower()):
+            if word in SPLIT_NAMES:
+                meant.setdefault(SPLIT_NAMES[word], folder)
+    if len(meant) > 1:
+        raise DataError(
+            f"'{where}' has photos in folders that look like splits, {listed(list(meant.values()))}, and no splits in "
+            "its table; add a column split, or rename the folders"
+        )
 
 
 def _split_of_folder(name: str) -> str:
