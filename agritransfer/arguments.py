@@ -19,8 +19,9 @@ class DataArguments:
     dataset_name: str | None = _flag(
         "data",
         None,
-        "Hub dataset ID or local folder: class folders; train/, validation/ and test/ with class folders; or photos "
-        "with metadata.csv (file_name,label[,split][,group]). Example: sample/leaves",
+        "Hub dataset ID or local folder: class folders; train/, validation/ and test/ with class folders; photos "
+        "with metadata.csv (file_name,label[,split][,group]) or an export of Roboflow, COCO or Label Studio; or such a "
+        "table itself. Example: sample/leaves",
     )
     shift_dataset_name: str | None = _flag(
         "data",
@@ -30,10 +31,15 @@ class DataArguments:
     )
     dataset_revision: str | None = _flag("data", None, "Branch, tag or commit of a Hub dataset.")
     image_column_name: str | None = _flag(
-        "data", None, "Image column of a Hub dataset. Needed only if there are several candidates."
+        "data",
+        None,
+        "Column of the photos in a Hub dataset, or of their paths in a table (`file_name` by default).",
     )
     label_column_name: str | None = _flag(
-        "data", None, "Label column of a Hub dataset. Needed only if there are several candidates."
+        "data",
+        None,
+        "Column of the labels in a Hub dataset or in a table (`label` by default). Needed only if there are several "
+        "candidates.",
     )
     group_column_name: str | None = _flag(
         "data",
@@ -61,6 +67,14 @@ class DataArguments:
         "drop",
         "What to do with training photos that are also in the validation or test split: drop and count them, keep "
         "them, or stop with exit code 3.",
+    )
+    classes: list[str] | None = _flag(
+        "data",
+        None,
+        "Use only the photos whose label matches one of these patterns. Example: 'Tomato*' Potato/healthy",
+    )
+    max_photos_per_class: int | None = _flag(
+        "data", None, "Train on at most N photos of each class, drawn with --split_seed."
     )
     max_train_samples: int | None = _flag("data", None, "Train on at most N photos, drawn with --split_seed.")
     max_eval_samples: int | None = _flag("data", None, "Score at most N photos of each split, for quick trials.")
@@ -142,7 +156,7 @@ class DataArguments:
     def split_options(self) -> dict[str, Any]:
         """The keyword arguments of `load_splits`."""
         names = ("group_column_name", "group_pattern", "validation_fraction", "test_fraction", "split_seed")
-        names += ("splits_file", "max_train_samples", "streaming", "shuffle_buffer")
+        names += ("splits_file", "max_photos_per_class", "max_train_samples", "streaming", "shuffle_buffer")
         return {
             "revision": self.dataset_revision,
             **{name: getattr(self, name) for name in names},
@@ -151,7 +165,7 @@ class DataArguments:
 
     def shift_options(self) -> dict[str, Any]:
         """The keyword arguments of `load_shift_photos`, apart from name and labels."""
-        names = ("image_column_name", "label_column_name", "on_broken", "on_leakage", "max_eval_samples")
+        names = ("image_column_name", "label_column_name", "classes", "on_broken", "on_leakage", "max_eval_samples")
         return {name: getattr(self, name) for name in names}
 
 
@@ -243,9 +257,28 @@ class LoraArguments:
 class ScratchArguments:
     """The network that starts from random weights."""
 
-    model_type: Literal["vit", "convnextv2"] = _flag("model", "vit", "Architecture.")
-    model_size: Literal["nano", "tiny", "small"] = _flag(
-        "model", "tiny", "About 0.8, 2.7 or 6.4 million weights for a ViT."
+    model_type: Literal["vit", "convnextv2"] | None = _flag("model", None, "Architecture. By default vit.")
+    model_size: Literal["nano", "tiny", "small"] | None = _flag(
+        "model", None, "About 0.8, 2.7 or 6.4 million weights for a ViT. By default tiny."
     )
+    model_name_or_path: str | None = _flag(
+        "model",
+        None,
+        "Instead of --model_type and --model_size: the architecture of this Hub model or local folder, without its "
+        "weights, to compare transfer learning with. Example: sample/vit",
+    )
+    model_revision: str | None = _flag("model", None, "Branch, tag or commit of --model_name_or_path on the Hub.")
 
     strategy = "scratch"
+
+    def conflict(self) -> str | None:
+        """What is wrong with these flags together, or None."""
+        named = [f"--{name} {value}" for name in ("model_type", "model_size") if (value := getattr(self, name))]
+        if self.model_name_or_path is not None and named:
+            return (
+                f"--model_name_or_path {self.model_name_or_path} and {named[0]} each name an architecture; remove one "
+                "of them"
+            )
+        if self.model_revision is not None and self.model_name_or_path is None:
+            return f"--model_revision {self.model_revision} belongs to no model; add --model_name_or_path or remove it"
+        return None

@@ -1,6 +1,6 @@
 """How are pretrained models and their image processors loaded?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 from agritransfer.models.head_check import check_head
 from agritransfer.models.image_size import set_image_size
 from agritransfer.models.source_check import LOADING_ERRORS, cannot_load, refuse_adapter
-from agritransfer.models.structure import find_head, is_timm
+from agritransfer.models.structure import find_blocks, find_head, is_timm
 
 # Progress bars for a second of loading would clutter the output.
 transformers.logging.disable_progress_bar()
@@ -46,7 +46,7 @@ def load_processor(model_name_or_path: str, revision: str | None, image_size: in
     Raises `UsageError` if our pixels would not be those of the processor.
     """
     try:
-        with _quiet():
+        with without_warnings():
             library = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise cannot_load("image processor", model_name_or_path, revision, error) from error
@@ -63,7 +63,7 @@ def load_classifier(folder: Path) -> tuple[PreTrainedModel, PhotoProcessor]:
     Raises `UsageError` if it is not a safetensors model of a type that transformers supports.
     """
     try:
-        with _quiet():
+        with without_warnings():
             model = AutoModelForImageClassification.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
@@ -82,7 +82,7 @@ def load_pretrained(
     """
     refuse_adapter(model_name_or_path)
     try:
-        with _quiet():
+        with without_warnings():
             config = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
             known_labels = labels_of(config)
             model, report = AutoModelForImageClassification.from_pretrained(
@@ -105,8 +105,10 @@ def load_pretrained(
     fresh = set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]}
     if lost := sorted(key for key in fresh if not key.startswith(head_name)):
         raise UsageError(
-            f"'{model_name_or_path}' lacks {len(lost)} weights of its backbone, such as {lost[0]}; use another model"
+            f"'{model_name_or_path}' lacks {len(lost)} weights of its backbone, such as {lost[0]}; copy config.json "
+            "and model.safetensors from the same model, or use another model"
         )
+    _refuse_more_blocks(model, report["unexpected_keys"], model_name_or_path)
     if set(known_labels) == set(labels) and not fresh:
         order = [known_labels.index(label) for label in labels]
         head.weight.data, head.bias.data = head.weight.data[order], head.bias.data[order]
@@ -115,6 +117,16 @@ def load_pretrained(
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
     return _in_channels_last(model)
+
+
+def _refuse_more_blocks(model: PreTrainedModel, unexpected: Iterable[str], name: str) -> None:
+    """Raise `UsageError` for weights of blocks that the network does not have; other unused weights are of no harm."""
+    lists = {block.rpartition(".")[0] + "." for block in find_blocks(model)}
+    if extra := sorted(key for key in unexpected if key.startswith(tuple(lists))):
+        raise UsageError(
+            f"the weights of '{name}' have more layers than its config.json says, such as {extra[0]} (number of unused "
+            f"weights: {len(extra)}); copy config.json and model.safetensors from the same model"
+        )
 
 
 def labels_of(config: PreTrainedConfig) -> list[str]:
@@ -165,8 +177,8 @@ def hub_commit(model_name_or_path: str, revision: str | None) -> str | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    # The library warns about every new head and about timm's processor; what matters is checked here.
+def without_warnings() -> Iterator[None]:
+    """Silence the library, which warns about every new head and about timm's processor; what matters is checked."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -69,9 +69,12 @@ def _reason(what: str, name: str, revision: str | None, error: Exception) -> str
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except LOADING_ERRORS as unreadable:
-        return f"its config.json cannot be used ({in_one_line(unreadable)}); {ANOTHER}"
+        # Advice on other versions of the library follows the first sentence.
+        return f"its config.json cannot be used ({in_one_line(unreadable).split('. ')[0]}); {ANOTHER}"
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         return _of_another_task(config, name)
+    if what == "architecture":
+        return f"{told}; {ANOTHER}"
     if what == "image processor":
         return _without_processor(config, files, told)
     return _without_weights(path, files, told)
@@ -155,7 +158,10 @@ def _without_processor(config: PreTrainedConfig, files: list[str], told: str) ->
 def _without_weights(path: Path, files: list[str], told: str) -> str:
     weights = [file for file in files if file.endswith(".safetensors")]
     if "model.safetensors.index.json" in files and path.is_dir():
-        named = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values()
+        try:
+            named = json.loads((path / "model.safetensors.index.json").read_bytes())["weight_map"].values()
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return "its model.safetensors.index.json cannot be read; copy the model again"
         if missing := sorted({*named} - {*files}):
             return f"model.safetensors.index.json names {', '.join(missing)}, which is missing; copy the model again"
     if files and not weights:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from agritransfer.arguments import DataArguments, ModelArguments
+from agritransfer.arguments import DataArguments, ModelArguments, ScratchArguments
 from agritransfer.runtime.help_format import HelpFormatter
 from agritransfer.runtime.process import available_cores, begin_process
 from agritransfer.strategies import STRATEGIES
@@ -62,6 +62,7 @@ NOT_STREAMED = {
         ("validation_fraction", "test_fraction", "split_seed", "splits_file", "group_column_name", "group_pattern"),
         "a stream must come with its own validation and test splits",
     ),
+    **dict.fromkeys(("classes", "max_photos_per_class"), "a stream is read whole; publish the part that you want"),
     "max_train_samples": "a stream is read to its end; --max_steps N ends training earlier",
     "on_leakage": "streamed training photos are not inspected beforehand, so leaked copies cannot be found",
     **dict.fromkeys(("cached_views", "head_first"), "computing features once needs all training photos on disk"),
@@ -213,6 +214,8 @@ def _require_names(ours: Sequence[Any], parser: HfArgumentParser) -> None:
     for arguments in ours:
         if isinstance(arguments, ModelArguments) and arguments.model_name_or_path is None:
             parser.error("--model_name_or_path is missing; try --model_name_or_path sample/vit")
+        if isinstance(arguments, ScratchArguments) and (conflict := arguments.conflict()):
+            parser.error(conflict)
 
 
 def _choose_augmentation(data: DataArguments, strategy: Any, parser: HfArgumentParser) -> None:

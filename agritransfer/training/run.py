@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -197,8 +197,12 @@ def write_results(
     shift: Splits | None,
     outputs: dict[str, tuple[np.ndarray, np.ndarray]],
     base_model: dict | None,
+    architecture: dict | None = None,
 ) -> None:
-    """Write `results.json`, `splits.csv`, `predictions.csv`, the known features and the figures; print the table."""
+    """Write `results.json`, `splits.csv`, `predictions.csv`, the known features and the figures; print the table.
+
+    `architecture` names the model whose network was trained from random weights.
+    """
     if not trainer.args.should_save:
         return
     folder, memory = run.folder, run.memory
@@ -211,6 +215,7 @@ def write_results(
         "schema": SCHEMA,
         "strategy": run.strategy,
         "base_model": base_model,
+        "architecture": architecture,
         **_data_facts(splits, shift, [*splits.broken, *broken_in(trainer.state)]),
         "validation": scores["validation"],
         "test": scores["test"],
@@ -256,6 +261,7 @@ def _data_facts(splits: Splits, shift: Splits | None, broken: list[str]) -> dict
             "counts": {split: splits.label_counts(split) for split in SPLITS},
             "streamed": splits.stream is not None,
         },
+        "selection": {**asdict(splits.selection), "photos_over_limits": splits.over_limits},
         "splits": {
             "method": splits.method,
             "seed": splits.seed,
