@@ -74,9 +74,12 @@ class TransformersProcessor:
         settings = self.settings
         size = settings.get("size") or {}
         if not settings.get("do_resize", True):
-            raise unsupported(self, "do_resize is off")
+            raise unsupported(self, "do_resize is off, so photos would keep sizes of their own")
         if size.keys() not in SIZES:
             raise unsupported(self, f"size is {size}, which is neither a shortest edge nor height and width")
+        shape = (settings.get("crop_size") if settings.get("do_center_crop") else None) or size
+        if shape.get("height") != shape.get("width"):
+            raise unsupported(self, f"photos become {shape['height']} x {shape['width']} pixels, which is no square")
         kernel = "torch" if isinstance(self.library, TorchvisionBackend) else "pillow"
         resample = PILLOW_FILTERS.get(settings.get("resample"))
         if resample not in (filters := list(FILTERS if kernel == "torch" else PILLOW_FILTERS.values())):

@@ -56,7 +56,7 @@ def cannot_load(what: str, name: str, revision: str | None, error: Exception) ->
 
 
 def _reason(what: str, name: str, revision: str | None, error: Exception) -> str:
-    path, told = Path(name), f"{type(error).__name__} {error}".strip().splitlines()[0]
+    path, told = Path(name), f"{type(error).__name__} {error}".strip().splitlines()[0].split(". ")[0]
     if path.is_file():
         return "it is a file; use the folder with the config.json of the model"
     if not path.is_dir() and not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", name):

@@ -138,4 +138,4 @@ def test_a_model_without_a_processor_and_an_adapter_of_a_run_are_refused(tmp_pat
     vit().save_pretrained(tmp_path)
     told = refusal(load_processor, str(tmp_path), None, None)
     assert "has no preprocessor_config.json, so the size and the colors" in told and "copy this file from" in told
-    assert "it is a file; use the folder" in refusal(load_processor, str(tmp_path / "config.json"), None, None)
+    assert "it is a file; use the folder" in model_refusal(tmp_path / "config.json")
