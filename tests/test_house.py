@@ -109,7 +109,9 @@ def test_the_scripts_differ_only_where_the_strategy_differs(other):
     assert same >= 22
     for tag, a, b, c, d in matcher.get_opcodes():
         for line in finetune[a:b] + others[c:d] if tag != "equal" else []:
-            allowed = r"^def main|start_run|base_model|models\.|model,|_groups|_args\.|image_size=|solve|# Strategy|# Model"
+            allowed = (
+                r"^def main|start_run|base_model|models\.|model,|_groups|_args\.|image_size=|solve|# Strategy|# Model"
+            )
             assert re.search(allowed, line) or line in (")", "else:", "training.train(run, trainer, splits, store)"), (
                 f"{other} differs in an unexpected line: {line}"
             )

@@ -227,7 +227,7 @@ def last_attention(model: PreTrainedModel) -> Attention | None:
         heads = vars(modules[name]).get("num_heads")
     else:
         return None
-    if not isinstance(heads, int) or f"{name}.{output}" not in modules:
+    if not isinstance(heads, int) or not isinstance(modules.get(f"{name}.{output}"), nn.Linear):
         return None
     block = name.rpartition(".")[0]
     scale = modules.get(f"{block}.layer_scale1", modules.get(f"{block}.ls1", nn.Identity()))

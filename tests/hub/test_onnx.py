@@ -50,6 +50,7 @@ from agritransfer.hub.export.quantization import quantization_methods, quantize,
 from agritransfer.images.decoding import decode_photo
 from agritransfer.models.attribution import CELL_BY_CELL, EXACT, HELD_NORM, LAST_ATTENTION, ExplainedClassifier
 from agritransfer.models.loading import load_classifier
+from agritransfer.models.structure import last_attention
 
 LABELS = {"num_labels": 3}
 
@@ -174,6 +175,15 @@ def test_the_held_norm_lacks_only_its_own_offset():
     logits, hidden, seen = explained._look(pixels(2))
     read = explained._read(hidden.flatten(2).transpose(1, 2), hidden, seen)
     torch.testing.assert_close(explained.head(read.mean(dim=1) + model.convnextv2.layernorm.bias), logits)
+
+
+def test_an_attention_of_another_layout_is_not_read():
+    # A projection of several layers, and an attention that names its heads otherwise.
+    for config in (
+        timm("levit_128s", img_size=32, depth=(1, 1, 1)),
+        timm("hiera_tiny_224", img_size=64, embed_dim=16, stages=(1, 1, 1, 2)),
+    ):
+        assert last_attention(AutoModelForImageClassification.from_config(config)) is None
 
 
 POOLFORMER = {"depths": [1, 1], "hidden_sizes": [8, 16], "num_encoder_blocks": 2, "patch_sizes": [7, 3]}
