@@ -39,6 +39,13 @@ def called_layers(model: PreTrainedModel, image_size: int) -> set[str]:
 def check_adapters(model: PeftModel, image_size: int) -> None:
     """Raise `UsageError` if an adapter could not be merged after training, or if the network fails with adapters."""
     for name, layer in model.named_modules():
+        # Such as DLA: peft would take it for an adapter when it merges the others.
+        if not isinstance(layer, LoraLayer) and "base_layer" in dict(layer.named_children()):
+            network = architecture_of(model.get_base_model())
+            raise UsageError(
+                f"peft cannot merge adapters in {network}, which has a part called 'base_layer'; use train_finetune.py, "
+                "or choose another model"
+            )
         if isinstance(layer, LoraLayer) and not _can_be_merged(layer):
             kind = type(layer.get_base_layer()).__name__
             raise UsageError(

@@ -141,8 +141,10 @@ SMALL = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_labels": 3}
         # Their padding is computed from the stride of a convolution, which an adapter does not have.
         (MobileNetV1Config(depth_multiplier=0.1, num_labels=3), "does not run with adapters .*'stride'"),
         (MobileNetV2Config(depth_multiplier=0.1, num_labels=3), "does not run with adapters .*'stride'"),
+        # peft takes every module that has a base_layer for an adapter.
+        (timm("dla46x_c"), "peft cannot merge adapters in dla46x_c, which has a part called 'base_layer'"),
     ],
-    ids=["bit", "nfnet", "mobilenet_v1", "mobilenet_v2"],
+    ids=["bit", "nfnet", "mobilenet_v1", "mobilenet_v2", "dla"],
 )
 def test_networks_whose_adapters_could_not_be_merged_are_refused_before_training(config, reason):
     model = AutoModelForImageClassification.from_config(config)
