@@ -74,7 +74,7 @@ class TransformersProcessor:
         settings = self.settings
         size = settings.get("size") or {}
         if not settings.get("do_resize", True):
-            raise unsupported(self, "do_resize is off, so photos would keep sizes of their own")
+            raise unsupported(self, "do_resize is off")
         if size.keys() not in SIZES:
             raise unsupported(self, f"size is {size}, which is neither a shortest edge nor height and width")
         shape = (settings.get("crop_size") if settings.get("do_center_crop") else None) or size
