@@ -15,7 +15,7 @@ import page
 from classifier import Answer, Classifier
 from feedback import NONE_OF_THESE, Feedback, NotStored
 from guard import MOST_PHOTOS
-from photos import Photo, PhotoError
+from photos import Photo, PhotoError, one_reason
 
 SCHEMA = 1
 MOST_ANSWERS = 5
@@ -118,8 +118,9 @@ class Service:
         return page.notice_html(texts["thanks"], code)
 
     def _answer(self, photo: dict | None) -> tuple[Answer, Photo]:
-        read = self.classifier.read(_source(photo))
-        return self.classifier.answer(read), read
+        with one_reason():
+            read = self.classifier.read(_source(photo))
+            return self.classifier.answer(read), read
 
     def _facts(self, answer: Answer, photo: Photo, code: str) -> dict[str, Any]:
         answers = []
@@ -173,6 +174,8 @@ def _source(photo: dict | None) -> Path | bytes:
     """The stored file or the bytes of a Gradio file; Gradio passes on only files that it stored itself."""
     if photo is None:
         raise PhotoError("error_none")
+    if not isinstance(photo, dict):
+        raise PhotoError("error_upload")
     if photo.get("path"):
         return Path(photo["path"])
     head, comma, content = (photo.get("url") or "").partition(",")
@@ -185,4 +188,7 @@ def _source(photo: dict | None) -> Path | bytes:
 
 
 def _name(photo: dict) -> str:
-    return photo.get("orig_name") or Path(photo.get("path") or "").name
+    """The file name; none for what an API client sent in place of a photo."""
+    if not isinstance(photo, dict):
+        return ""
+    return str(photo.get("orig_name") or Path(str(photo.get("path") or "")).name)

@@ -165,15 +165,16 @@ def _batches(
     import numpy as np
     from tqdm import tqdm
 
-    from agritransfer.errors import in_one_line
+    from agritransfer.images.broken_photos import BrokenPhoto, reasons_in_one_line
     from agritransfer.images.decoding import decode_photo
     from agritransfer.runtime.process import available_cores
 
     def read(row: dict) -> np.ndarray | str:
         try:
-            return classifier.pixels(decode_photo(row["file"]))
-        except (OSError, ValueError) as error:
-            return in_one_line(error)
+            with reasons_in_one_line():
+                return classifier.pixels(decode_photo(row["file"]))
+        except BrokenPhoto as error:
+            return str(error)
 
     with (
         ThreadPoolExecutor(available_cores()) as pool,

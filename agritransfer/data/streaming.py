@@ -29,7 +29,8 @@ from transformers import TrainingArguments
 
 from agritransfer.data.readers.hub import hub_errors, pick_columns, refuse_code, source_of_tables
 from agritransfer.data.readers.source import HUB_ID, SPLIT_NAMES, Source
-from agritransfer.errors import DataError, UsageError, in_one_line
+from agritransfer.errors import DataError, UsageError
+from agritransfer.images.broken_photos import BrokenPhoto
 from agritransfer.images.photo_dataset import EvaluationPixels, WholePhotos, collate, photo_item
 from agritransfer.wording import counted
 
@@ -324,8 +325,8 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
             if fault is None:
                 pixels = self.pixels.read(content)
                 return photo_item(self.pixels, pixels, self.stream.labels.index(label), file) | {"fault": None}
-        except (OSError, ValueError) as error:
-            fault = f"{file} ({in_one_line(error)})"
+        except BrokenPhoto as error:
+            fault = f"{file} ({error})"
         return photo_item(self.pixels, self.pixels.read(_black_photo()), 0, file) | {"fault": fault}
 
 

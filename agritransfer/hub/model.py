@@ -42,6 +42,7 @@ from agritransfer.hub.client import (
 )
 from agritransfer.hub.model_card import eval_results, model_card
 from agritransfer.hub.ownership import local_files
+from agritransfer.images.broken_photos import BrokenPhoto
 from agritransfer.images.decoding import decode_photo
 from agritransfer.models.loading import check_labels, load_processor
 from agritransfer.models.lora import load_adapter
@@ -196,8 +197,8 @@ def write_example(photo: Path, target: Path) -> None:
     """
     try:
         picture = decode_photo(photo)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the example '{photo}' cannot be read: {in_one_line(error)}; choose another photo") from error
+    except BrokenPhoto as error:
+        raise DataError(f"the example '{photo}' cannot be read: {error}; choose another photo") from error
     bare = Image.new("RGB", picture.size)
     bare.paste(picture)
     bare.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
