@@ -174,8 +174,6 @@ def _source(photo: dict | None) -> Path | bytes:
     """The stored file or the bytes of a Gradio file; Gradio passes on only files that it stored itself."""
     if photo is None:
         raise PhotoError("error_none")
-    if not isinstance(photo, dict):
-        raise PhotoError("error_upload")
     if photo.get("path"):
         return Path(photo["path"])
     head, comma, content = (photo.get("url") or "").partition(",")
@@ -188,7 +186,4 @@ def _source(photo: dict | None) -> Path | bytes:
 
 
 def _name(photo: dict) -> str:
-    """The file name; none for what an API client sent in place of a photo."""
-    if not isinstance(photo, dict):
-        return ""
-    return str(photo.get("orig_name") or Path(str(photo.get("path") or "")).name)
+    return photo.get("orig_name") or Path(photo.get("path") or "").name

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from mutants import tiff_of
 from PIL import Image, ImageOps
 
 from agritransfer.__main__ import main
@@ -74,17 +75,21 @@ def test_every_kind_of_broken_file_is_named_with_its_reason(tmp_path, capsys):
         "text.jpg": b"this is no photo",
         "empty.png": b"",
         "bomb.png": bomb(),
+        "bands.tif": tiff_of(np.zeros((8, 8, 5), np.uint8), 2, [0, 0]),
     }.items():
         (folder / "rust" / name).write_bytes(content)
     (folder / ".DS_Store").write_bytes(b"\0")
     code, report, table = audit(folder, capsys)
     reasons = {entry["file"]: entry["reason"] for entry in report["broken"]}
-    assert code == 3 and (report["files_found"], report["files_used"]) == (28, 24)
-    assert set(reasons) == {f"rust/{name}" for name in ("truncated.jpg", "text.jpg", "empty.png", "bomb.png")}
+    assert code == 3 and (report["files_found"], report["files_used"]) == (29, 24)
+    assert set(reasons) == {
+        f"rust/{name}" for name in ("truncated.jpg", "text.jpg", "empty.png", "bomb.png", "bands.tif")
+    }
     assert "truncated" in reasons["rust/truncated.jpg"].lower() and "empty" in reasons["rust/empty.png"]
     assert "not a photo in any of the formats" in reasons["rust/text.jpg"]
     assert "over 64 million pixels" in reasons["rust/bomb.png"]
-    assert "must be fixed: 4 broken photos (replace or remove)" in table
+    assert reasons["rust/bands.tif"] == "5 bands, 2 of them neither a color nor transparency; convert it to RGB"
+    assert "must be fixed: 5 broken photos (replace or remove)" in table
     assert report["left_out"] == [".DS_Store (not a photo)"]
 
 
@@ -121,13 +126,19 @@ def test_what_the_files_tell_beside_their_pixels_is_counted(tmp_path, capsys):
     Image.fromarray(np.random.default_rng(5).integers(65536, size=(30, 40), dtype=np.uint16)).save(
         folder / "rust/16.png"
     )
+    (folder / "rust/12_of_16.tif").write_bytes(tiff_of(np.arange(30 * 40 * 3).reshape(30, 40, 3).astype(np.uint16), 2))
+    Image.new("RGB", (40, 30), (10, 20, 10)).save(folder / "rust/night.png")
+    Image.new("RGB", (40, 30), (250, 255, 250)).save(folder / "rust/sky.png")
     code, report, table = audit(folder, capsys)
     assert code == 0
     for words in (
         "1 photo with a GPS position in the EXIF data (remove it before sharing), such as rust/gps.jpg",
         "1 photo with PNG content but the suffix .jpg, such as rust/really_a_png.jpg",
         "1 photo with CMYK colors, converted to RGB, such as rust/printer.jpg",
-        "1 photo with 16 bits per channel, scaled to 8, such as rust/16.png",
+        "2 photos with 16 bits per channel, scaled to 8, such as rust/12_of_16.tif",
+        "1 photo with values of at most 12 of 16 bits, so too dark here (scale them to 16 bits), such as rust/12",
+        "2 photos with nearly black pixels only (look at them), such as rust/12_of_16.tif",
+        "1 photo with nearly white pixels only (look at them), such as rust/sky.png",
         "classes with fewer than 10 photos, whose scores will be unreliable: {'img_train': 3}",
         "1 name with a word that `datasets` takes for a split, such as 'img_train'",
     ):

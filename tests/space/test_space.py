@@ -6,15 +6,18 @@ import io
 import json
 import shutil
 import string
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from conftest import ROOT
+from mutants import exif_block, tiff_of
 from PIL import Image, ImageFilter
 from processors import KINDS
 from safetensors.numpy import load_file, save
@@ -29,6 +32,7 @@ from classifier import SCHEMA, Answer, Classifier, fastest_session
 from guard import names_an_address
 from photos import Photo, PhotoError, advice, model_pixels, read_photo, seen_part
 from pictures import noise
+from service import Service
 
 SPACE = ROOT / "space"
 
@@ -39,6 +43,8 @@ LEAVES = (
 )
 
 
+# The size box of the tiles of a HEIC.
+TILE, HUGE_TILE = (b"ispe" + struct.pack(">LLL", 0, side, side) for side in (64, 20_000))
 EXAMPLES = sorted((SAMPLE / "examples").glob("*.jpg"))
 
 
@@ -77,7 +83,13 @@ def test_it_decodes_as_the_training_does(tmp_path):
         "sixteen.png": encoded(sixteen, "PNG"),
         "sixteen.tif": encoded(sixteen, "TIFF"),
         "phone.heic": encoded(photo, "HEIF"),
-        **{f"turned.{kind}": encoded(photo, kind, exif=turned) for kind in ("JPEG", "PNG", "WEBP", "TIFF")},
+        **{
+            f"turned.{kind}": encoded(photo, kind, exif=turned.tobytes())
+            for kind in ("JPEG", "PNG", "WEBP", "TIFF", "HEIF")
+        },
+        "12_bits.tif": tiff_of(np.random.default_rng(0).integers(256, size=(40, 90, 1), dtype=np.uint8), 1, bits=12),
+        "negative.tif": tiff_of(np.asarray(sixteen)[:, :, None], 0),
+        "damaged.jpg": encoded(photo, "JPEG", exif=exif_block((0x0112, 3, 1, b"\0\6"), (0x011A, 2, 4, b"abc"))),
     }
     for name, content in files.items():
         path = tmp_path / name
@@ -236,11 +248,31 @@ def test_what_would_make_a_better_photo_is_measured_on_it():
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "error_no_photo"),
         (encoded(noise(40, 40), "JPEG")[:500], "error_no_photo"),
         (encoded(noise(40, 40), "GIF"), "error_no_photo"),
+        (tiff_of(np.zeros((8, 8, 4), np.uint8), 2), "error_no_photo"),
+        (tiff_of(np.zeros((8, 8, 5), np.uint8), 2, [0, 0]), "error_no_photo"),
+        (tiff_of(np.zeros((8, 8, 1), np.float32), 1, kind=3), "error_no_photo"),
+        (tiff_of(np.zeros((8, 8, 1), np.int8), 1, kind=2), "error_no_photo"),
+        (encoded(Image.new("L", (2, 300)), "PNG"), "error_no_photo"),
+        (encoded(noise(96, 80), "HEIF", tile_size=64).replace(TILE, HUGE_TILE), "error_pixels"),
         (encoded(Image.new("L", (6400, 6300)), "PNG"), "error_pixels"),
         (encoded(Image.new("L", (30_000, 30_000)), "PNG"), "error_pixels"),
         (b"\xff\xd8\xff" + bytes(12_000_000), "error_bytes"),
     ],
-    ids=["empty", "svg", "torn", "gif", "large", "bomb", "bytes"],
+    ids=[
+        "empty",
+        "svg",
+        "torn",
+        "gif",
+        "infrared",
+        "five",
+        "float",
+        "signed",
+        "strip",
+        "tiles",
+        "large",
+        "bomb",
+        "bytes",
+    ],
 )
 def test_what_is_no_photo_is_refused_with_a_reason(content, key, tmp_path):
     path = tmp_path / "photo"
@@ -251,6 +283,23 @@ def test_what_is_no_photo_is_refused_with_a_reason(content, key, tmp_path):
         assert error.value.key == key
     with pytest.raises(PhotoError):
         read_photo(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, MemoryError, ZeroDivisionError, RuntimeError])
+def test_whatever_one_photo_raises_the_others_of_a_batch_are_answered(error, classifier, monkeypatch):
+    service, calls = Service(classifier, "sample", None, None), []
+    answer = classifier.answer
+
+    def fail_once(photo: Photo) -> Answer:
+        calls.append(photo)
+        if len(calls) == 2:
+            raise error("of one photo")
+        return answer(photo)
+
+    monkeypatch.setattr(classifier, "answer", fail_once)
+    photos = [{"path": str(path), "orig_name": path.name} for path in EXAMPLES[:3]]
+    request = SimpleNamespace(headers={})
+    assert [row["verdict"] == "broken" for row in service.diagnose_batch(photos, request)] == [False, True, False]
 
 
 def test_every_language_has_every_text_with_the_same_numbers_in_it():
