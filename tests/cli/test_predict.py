@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from transformers import pipeline
 
 from agritransfer.__main__ import main
@@ -112,3 +114,17 @@ def test_predict_says_in_one_line_what_it_cannot_do(photos, tiny_vit, tmp_path, 
     broken.write_bytes(b"no photo")
     assert main(["predict", str(tiny_vit), str(broken), "--output", str(tmp_path / "table.csv")]) == 3
     assert "1 file, none of which can be decoded; the reasons are in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [TypeError, MemoryError])
+def test_whatever_a_decoder_raises_is_the_reason_of_that_photo(error, photos, tiny_vit, tmp_path, monkeypatch):
+    def fail_once(self: Image.Image) -> None:
+        if self.fp is not None and self.fp.name.endswith("01.jpg"):
+            raise error("of one photo")
+        return load(self)
+
+    load = JpegImageFile.load
+    monkeypatch.setattr(JpegImageFile, "load", fail_once)
+    code, rows = answers(tiny_vit, *sorted(photos.glob("rust/0[0-2].jpg")), output=tmp_path / "table.csv")
+    assert (code, [row["verdict"] for row in rows]) == (0, ["answer", "broken", "answer"])
+    assert rows[1]["reason"] != ""

@@ -25,6 +25,9 @@ def outcome(content: bytes) -> str:
         assert not re.search(r"0x[0-9a-f]{6}|/tmp|site-packages", reason), reason
         return type(error.__cause__ or error).__name__
     assert picture.mode == "RGB" and np.asarray(picture).shape == (picture.height, picture.width, 3)
+    # The file is closed, and nothing is read from it again.
+    picture.thumbnail((10, 10))
+    assert max(picture.size) <= 10
     assert all(len(note.splitlines()) == 1 for note in notes)
     return "decoded"
 
