@@ -90,7 +90,7 @@ def test_every_kind_of_broken_file_is_named_with_its_reason(tmp_path, capsys):
     assert "over 64 million pixels" in reasons["rust/bomb.png"]
     assert reasons["rust/bands.tif"] == "5 bands, 2 of them neither a color nor transparency; convert it to RGB"
     assert "must be fixed: 5 broken photos (replace or remove)" in table
-    assert report["left_out"] == [".DS_Store (not a photo)"]
+    assert report["left_out"] == [".DS_Store (hidden)"]
 
 
 @pytest.mark.slow
