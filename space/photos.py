@@ -162,7 +162,10 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
         tags = image.tag_v2 if image.format == "TIFF" else {}
         share = 255 / (2 ** max(tags.get(BITSPERSAMPLE, (16,))) - 1)
         black, step = (255, -share) if tags.get(PHOTOMETRIC_INTERPRETATION, 1) == WHITE_IS_ZERO else (0, share)
-        return image.convert("I;16").point(lambda value: value * step + (black + 0.5)).convert("L")
+        if image.mode == "I;16B":
+            # Pillow would clip these to 255 when it converts them.
+            image = Image.fromarray(np.asarray(image).astype(np.uint16))
+        return image.point(lambda value: value * step + (black + 0.5)).convert("L")
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")

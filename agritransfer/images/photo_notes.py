@@ -61,6 +61,6 @@ def _largest(image: Image.Image) -> int:
     """The largest value of the colors of a photo with 16 bits per channel, decoded here."""
     image.load()
     if image.mode.startswith("I;16"):
-        return image.getextrema()[1]
+        return int(np.asarray(image).max())
     # Of 16-bit colors, Pillow keeps the upper 8 bits.
     return 256 * max(high for _, high in image.getextrema()[:3]) + 255

@@ -23,6 +23,7 @@ def ramp(most: int, channels: int) -> np.ndarray:
 ENCODED = {
     "TIFF, RGB": lambda most: tiff_of(ramp(most, 3), RGB),
     "TIFF, grey": lambda most: tiff_of(ramp(most, 1), GREY),
+    "TIFF, grey, big-endian": lambda most: encode(Image.fromarray(ramp(most, 1)[:, :, 0].astype(">u2")), "TIFF"),
     "PNG, RGB": lambda most: png_of_16_bits(ramp(most, 3), PNG_RGB),
     "PNG, grey": lambda most: png_of_16_bits(ramp(most, 1), PNG_GREY),
     # Transparency is no brightness.

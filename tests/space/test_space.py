@@ -82,6 +82,7 @@ def test_it_decodes_as_the_training_does(tmp_path):
         "clear.png": encoded(clear, "PNG"),
         "sixteen.png": encoded(sixteen, "PNG"),
         "sixteen.tif": encoded(sixteen, "TIFF"),
+        "sixteen_big_endian.tif": encoded(Image.fromarray(np.asarray(sixteen).astype(">u2")), "TIFF"),
         "phone.heic": encoded(photo, "HEIF"),
         **{
             f"turned.{kind}": encoded(photo, kind, exif=turned.tobytes())
