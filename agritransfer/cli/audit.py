@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the photos, write the report and print it; returns 0, or 3 if something must be fixed."""
-    from agritransfer.data.audit import audit_report, audit_table, examine
+    from agritransfer.data.audit import audit_report, audit_table
+    from agritransfer.data.examination import examine
     from agritransfer.data.selection import select_classes
     from agritransfer.data.sources import read_source
     from agritransfer.errors import UsageError

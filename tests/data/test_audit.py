@@ -15,8 +15,9 @@ from conftest import ROOT
 from PIL import Image, ImageOps
 
 from agritransfer.__main__ import main
-from agritransfer.data.audit import class_faults, examine, photo_warnings
+from agritransfer.data.audit import class_faults, photo_warnings
 from agritransfer.data.dataset import counts_table, load_shift_photos, load_splits
+from agritransfer.data.examination import examine
 from agritransfer.data.sources import read_source
 from agritransfer.errors import DataError
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("validation", "val", "valid", "validate", "validating", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".heic", ".heif"}
@@ -44,7 +44,10 @@ class PhotoFiles(Sequence):
 
 @dataclass(frozen=True)
 class Source:
-    """What a dataset contains before it is split; each row of `images` is `{"image": {"path", "bytes"}}`, undecoded."""
+    """What a dataset contains before it is split; each row of `images` is `{"image": {"path", "bytes"}}`, undecoded.
+
+    `notes` say how the folders were read; `inside` are folders above all labels that are left out of them.
+    """
 
     images: "PhotoFiles | datasets.Dataset"
     photos: list[Photo]
@@ -52,3 +55,5 @@ class Source:
     revision: str | None = None
     left_out: tuple[str, ...] = ()
     empty_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    inside: str = ""

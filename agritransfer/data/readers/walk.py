@@ -25,7 +25,7 @@ class FoundFiles:
     """The files of a folder by name, which is the path inside the folder, as `escaped` writes it.
 
     `unread` are images in formats that are not decoded here, with the reason; `passed_over` are lines such as
-    `.git (hidden, 12 files)`; `empty_folders` have neither files nor folders.
+    `.git (hidden, 12 files)`; `empty_folders` have no files or folders but hidden ones.
     """
 
     photos: dict[str, Path] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def _list(parent: Path, root: Path, found: FoundFiles, listed: set[str], links: 
     except OSError as error:
         name = escaped(str(parent))
         raise DataError(f"the folder '{name}' cannot be read: {error.strerror}; correct its permissions") from error
-    if not entries:
+    if all(_is_hidden(entry.name) for entry in entries):
         found.empty_folders.append(_name(parent, root))
     for entry in entries:
         path = Path(entry)
