@@ -67,8 +67,8 @@ def faults_of(source: Source, examination: Examination) -> list[str]:
     if leaks := examination.groups_where("split"):
         groups = counted(len(leaks), "group")
         faults.append(
-            f"{groups} of copies in more than one split; keep each in one (training leaves out the copy that is "
-            "scored first, see --on_leakage)"
+            f"{groups} of copies in more than one split; keep each in one (training uses the copy in test, "
+            "or else in validation; see --on_leakage)"
         )
     return faults
 

@@ -190,6 +190,18 @@ def test_the_labels_of_a_field_set_are_those_that_were_trained(lab, tmp_path):
         load_shift_photos(str(tmp_path / "field"), lab)
 
 
+@pytest.mark.parametrize("inside", ["Tomato", "photos/Tomato"])
+def test_a_field_set_of_one_crop_has_the_labels_of_a_training_set_of_two(inside, tmp_path):
+    put_classes(tmp_path / "lab/Tomato", healthy=6, rust=6)
+    put_classes(tmp_path / "lab/Corn", healthy=6)
+    put_classes(tmp_path / "field" / inside, healthy=2, rust=1)
+    splits = load_splits(str(tmp_path / "lab"))
+    assert splits.labels == ["Corn/healthy", "Tomato/healthy", "Tomato/rust"]
+    _, shift = load_shift_photos(str(tmp_path / "field"), splits)
+    assert counts(shift, "shift") == {"Tomato/healthy": 2, "Tomato/rust": 1}
+    assert f"note: read inside '{inside}', which holds everything" in counts_table(shift)
+
+
 def test_of_a_field_set_with_splits_the_test_alone_is_scored(lab, tmp_path):
     put_classes(tmp_path / "field/train", healthy=4, rust=4)
     put_classes(tmp_path / "field/test", healthy=2, rust=1)

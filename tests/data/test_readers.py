@@ -104,7 +104,7 @@ REFUSED_FOLDERS = {
         "val/a/1.png",
         "valid/a/1.png",
     ],
-    r"has other folders beside the splits \['test', 'train'\]: \['new'\]": [
+    r"folders that may be splits: new \(1 photo\), .*; if they are splits, move 'new' into a split folder": [
         "train/a/1.png",
         "test/a/1.png",
         "new/1.png",

@@ -5,7 +5,7 @@ are no crops. Without a sign in the names, `Corn/rust` beside `Tomato/rust` are 
 """
 
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,16 +59,18 @@ class Place:
 
 def refuse_doubtful_names(place: Place, labels: Iterable[Parts]) -> None:
     """Raise `DataError` if some of these folders may be splits, versions or sources of the photos and not classes."""
+    doubts = []
     for path, tree in _walk(_tree(labels)):
         children = tree.folders
         if names := _alike_without_marks(children) or _marked_beside_classes(path, children):
-            in_words = _splits if any(map(splits_meant, names)) else _versions
+            doubts.append((_splits if any(map(splits_meant, names)) else _versions, path, tree, names))
         elif names := _repeating(children):
-            in_words = _repeats
+            doubts.append((_repeats, path, tree, names))
         elif names := _sources(path, children):
-            in_words = _taken_apart
-        else:
-            continue
+            doubts.append((_taken_apart, path, tree, names))
+    if doubts:
+        # The highest of the folders, and of several that with the most names, says best how the tree is meant.
+        in_words, path, tree, names = min(doubts, key=lambda doubt: (len(doubt[1]), -len(doubt[3])))
         what, readings = in_words(place, path, tree, names)
         within = "/".join(path) or str(place.folder.joinpath(*place.inside))
         raise DataError(f"'{within}' has folders that may be {what}: {_outline(tree)}; {'; '.join(readings)}")
@@ -125,7 +127,8 @@ def _alike_without_marks(children: dict[str, Tree]) -> list[str]:
 def _marked_beside_classes(path: Parts, children: dict[str, Tree]) -> list[str]:
     """Names of nothing but a split or a version: `train` with class folders beside `rust`, or `rust/augmented`."""
     bare = [name for name in children if is_marked(name) and not without_marks(name)]
-    return [name for name in bare if path or (len(children) > 1 and children[name].folders)]
+    beside = len(children) > 1
+    return [name for name in bare if path or (children[name].folders and (beside or split_named(name)))]
 
 
 def _repeating(children: dict[str, Tree]) -> list[str]:
@@ -148,10 +151,9 @@ def _sources(path: Parts, children: dict[str, Tree]) -> list[str]:
 
 
 def _with_the_same_classes(children: dict[str, Tree]) -> list[str]:
-    lists = defaultdict(list)
-    for name, child in children.items():
-        lists[frozenset(child.folders)].append(name)
-    return next((names for classes, names in lists.items() if len(classes) > 1 and len(names) > 1), [])
+    """Folders of which each shares at least two class names with the others."""
+    times = Counter(name for child in children.values() for name in child.folders)
+    return [name for name, child in children.items() if sum(times[below] > 1 for below in child.folders) > 1]
 
 
 def _splits(place: Place, path: Parts, tree: Tree, names: list[str]) -> tuple[str, list[str]]:
@@ -161,12 +163,14 @@ def _splits(place: Place, path: Parts, tree: Tree, names: list[str]) -> tuple[st
     if others and not path:
         steps.append(f"move {_listed(others)} into a split folder or out of the way")
     readings = [f"if they are splits, {' and '.join(steps)}"] if steps else []
-    if path and not tree.photos and all(map(split_named, tree.folders)) and not place.in_splits:
+    if path and not place.in_splits and all(split_named(name) and tree.folders[name].folders for name in tree.folders):
         readings.append(f"for '{'/'.join(path)}' alone, give --dataset_name {place.path(*path)}")
+    elif path and not tree.photos and all(map(split_named, tree.folders)):
+        readings.append("if they are splits, put the photos of every class into such folders")
     elif not steps:
         readings.append(f"to leave {_listed(names)} out, move it out of {place.path(*path)}")
     trained = [name for name in names if "train" in splits_meant(name)]
-    return "splits", [*readings, *_one_alone(place, path, tree, trained), f"otherwise, {place.table()}"]
+    return "splits", [*readings, *_one_alone(place, path, tree, trained or others), f"otherwise, {place.table()}"]
 
 
 def _renamed(place: Place, path: Parts, tree: Tree, names: list[str]) -> list[str]:
@@ -200,7 +204,7 @@ def _taken_apart(place: Place, path: Parts, tree: Tree, names: list[str]) -> tup
         one[0] += f" --shift_dataset_name {place.path(first[1])} (a model of one, tested on the other too)"
     if path:
         one = [f"to use all as one class, move the photos into {place.path(*path)}"]
-    return "places, days, plants or cameras", [*one, f"to keep each in one split, {place.table()}, each as a group"]
+    return "places, days, plants or cameras", [*one, f"to use all, {place.table()}, each folder as a group"]
 
 
 def _repeats(place: Place, path: Parts, tree: Tree, names: list[str]) -> tuple[str, list[str]]:
@@ -210,10 +214,16 @@ def _repeats(place: Place, path: Parts, tree: Tree, names: list[str]) -> tuple[s
 
 def _one_alone(place: Place, path: Parts, tree: Tree, names: list[str]) -> list[str]:
     """How to use the first of these folders as the dataset, if it has class folders of its own."""
-    whole = [name for name in names if len(tree.folders[name].folders) > 1]
+    whole = [name for name in names if _has_classes(tree.folders[name])]
     if path or place.in_splits or not whole:
         return []
     return [f"for '{whole[0]}' alone, give --dataset_name {place.path(whole[0])}"]
+
+
+def _has_classes(tree: Tree) -> bool:
+    while len(tree.folders) == 1:
+        (tree,) = tree.folders.values()
+    return len(tree.folders) > 1
 
 
 def _outline(tree: Tree) -> str:

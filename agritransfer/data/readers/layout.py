@@ -12,7 +12,7 @@ from agritransfer.data.readers.doubts import Parts, Place, refuse_doubtful_names
 from agritransfer.data.readers.folder_names import is_marked, split_named, without_marks
 from agritransfer.data.readers.walk import FoundFiles
 from agritransfer.errors import DataError
-from agritransfer.wording import listed
+from agritransfer.wording import counted, listed
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,10 @@ def rows_of_folders(folder: Path, found: FoundFiles) -> Layout:
         split_of = {name: split_named(parts[level]) for name, parts in above.items()}
         labels, more_notes = _without_splits(above, level)
         notes += more_notes
-    for name, label in labels.items():
-        if not label:
-            raise DataError(f"'{name}' is not in a class folder; move it to {(folder / name).parent}/CLASS/")
     empty_classes = _empty_classes(without_photos, set(labels.values()), level)
     labels, further, more_notes = _without_idle_levels(labels)
-    place = Place(folder, (*inside, *(["*"] if level == 0 else []), *further), in_splits=level is not None)
+    _check_loose(folder, [name for name, label in labels.items() if not label])
+    place = Place(folder, (*inside, *(["*"] if level == 0 else []), *further), in_splits=level == 0)
     refuse_doubtful_names(place, labels.values())
     notes += [*more_notes, *what_to_know(place, labels.values())]
     rows = [{"file": name, "label": "/".join(labels[name]), "split": split_of[name]} for name in above]
@@ -96,6 +94,15 @@ def _check_splits(folder: Path, paths: Collection[Parts], further: Iterable[Part
                     f"the photos of '{name}' are not in class folders, so they have no labels; to train without them, "
                     f"move '{folder / name}' out of '{folder}'; to use them, move each to '{folder / name}/CLASS/'"
                 )
+
+
+def _check_loose(folder: Path, loose: list[str]) -> None:
+    if loose:
+        target = f"{(folder / loose[0]).parent}/CLASS/"
+        others = counted(len(loose) - 1, "other photo")
+        if len(loose) == 1:
+            raise DataError(f"'{loose[0]}' is not in a class folder; move it to {target}")
+        raise DataError(f"'{loose[0]}' and {others} are not in class folders; move each into one, such as {target}")
 
 
 def _without_splits(above: dict[str, Parts], level: int) -> tuple[dict[str, Parts], list[str]]:
