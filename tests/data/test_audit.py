@@ -132,7 +132,7 @@ def test_what_the_files_tell_beside_their_pixels_is_counted(tmp_path, capsys):
         "1 photo with CMYK colors, converted to RGB, such as rust/printer.jpg",
         "1 photo with 16 bits per channel, scaled to 8, such as rust/16.png",
         "classes with fewer than 10 photos, whose scores will be unreliable: {'img_train': 3}",
-        "'img_train' is read as a class; if it is not, move the photos out",
+        "'img_train' is read as a class; if it is not one, move the photos out",
     ):
         assert any(words in warning for warning in report["warnings"]), words
         assert f"note: {words}" in table

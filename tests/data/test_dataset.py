@@ -41,7 +41,9 @@ def test_the_cut_follows_the_seed_and_the_fractions(tmp_path):
 
 def test_a_class_too_small_to_be_cut_is_named(tmp_path):
     put_classes(tmp_path, blight=3, healthy=10, rust=2)
-    with pytest.raises(DataError, match=r"too few photos for a test split: \{'rust': 1\}"):
+    with pytest.raises(
+        DataError, match=r"too few photos for train, validation and test: \{'rust': 2\}; each class needs 3"
+    ):
         load_splits(str(tmp_path))
     put_classes(tmp_path, rust=3)
     splits = load_splits(str(tmp_path))

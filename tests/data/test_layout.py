@@ -62,7 +62,7 @@ READ = {
         "each split folder is inside another, as in 'test/test/a'",
     ),
     # Read as classes, as documented, with a note.
-    "healthy rust test": ({"": "healthy rust test"}, "'test' is read as a class; if it is not, "),
+    "healthy rust test": ({"": "healthy rust test"}, "'test' is read as a class; if it is not one, "),
     "healthy rust soil_test": ({"": "healthy rust soil_test"}, "'soil_test' is read as a class"),
     "valid invalid": ({"": "invalid valid"}, "'valid' is read as a class"),
     "healthy rust augmented": ({"": "augmented healthy rust"}, "'augmented' is read as a class"),

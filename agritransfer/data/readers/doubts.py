@@ -76,7 +76,7 @@ def refuse_doubtful_names(place: Place, labels: Iterable[Parts]) -> None:
         raise DataError(f"'{within}' has folders that may be {what}: {_outline(tree)}; {'; '.join(readings)}")
 
 
-def what_to_know(place: Place, labels: Iterable[Parts]) -> list[str]:
+def what_to_know(labels: Iterable[Parts]) -> list[str]:
     """Notes on folders that are read as classes although they may be something else."""
     notes = []
     for path, tree in _walk(_tree(labels)):
@@ -94,8 +94,10 @@ def what_to_know(place: Place, labels: Iterable[Parts]) -> list[str]:
         sources = [name for name in flat if is_source(name)]
         doubtful += sources if len(sources) > 1 else []
         if doubtful:
-            are = "is read as a class; if it is" if len(doubtful) == 1 else "are read as classes; if they are"
-            notes.append(f"{_listed(doubtful)} {are} not, move the photos out or list them in a metadata.csv")
+            are = (
+                "is read as a class; if it is not one" if len(doubtful) == 1 else "are read as classes; if they are not"
+            )
+            notes.append(f"{_listed(doubtful)} {are}, move the photos out or list them in a metadata.csv")
     return notes
 
 

@@ -51,7 +51,7 @@ def rows_of_folders(folder: Path, found: FoundFiles) -> Layout:
     _check_loose(folder, [name for name, label in labels.items() if not label])
     place = Place(folder, (*inside, *(["*"] if level == 0 else []), *further), in_splits=level == 0)
     refuse_doubtful_names(place, labels.values())
-    notes += [*more_notes, *what_to_know(place, labels.values())]
+    notes += [*more_notes, *what_to_know(labels.values())]
     rows = [{"file": name, "label": "/".join(labels[name]), "split": split_of[name]} for name in above]
     return Layout(rows, empty_classes, tuple(notes), "/".join((*inside, *further)))
 
