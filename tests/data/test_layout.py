@@ -14,6 +14,8 @@ from agritransfer.errors import DataError
 PLAIN = {
     "healthy rust": {"": "healthy rust"},
     "0 1 2": {"": "0 1 2"},
+    "gray_mold mold fruit_set fruit": {"": "fruit fruit_set gray_mold mold"},
+    "with_mites without_mites": {"": "with_mites without_mites"},
     "c0 c1 c2": {"": "c0 c1 c2"},
     "new old": {"": "new old"},
     "Tomato/healthy Tomato/rust Corn/healthy": {"": "Corn/healthy Tomato/healthy Tomato/rust"},
@@ -90,6 +92,8 @@ REFUSED = {
     "train_val/a train_val/b test/a test/b": (SPLITS, "for 'train_val' alone, give --dataset_name photos/train_val"),
     "train_images/a train_images/b test_images/a": (SPLITS, "mv photos/test_images photos/test && mv photos/train_im"),
     "train_images test_images": (SPLITS, "list the photos in photos/metadata.csv"),
+    "entrenamiento/a entrenamiento/b prueba/a": (SPLITS, "mv photos/prueba photos/test"),
+    "trian/a trian/b test/a": (SPLITS, "move 'trian' into a split folder or out of the way"),
     "training_set/a test_set/a": (SPLITS, "mv photos/training_set photos/train"),
     "train-2021/a train-2021/b test-2022/a": (SPLITS, "mv photos/train-2021 photos/train"),
     "01_train/a 01_train/b 02_test/a": (SPLITS, "mv photos/02_test photos/test"),
@@ -126,6 +130,8 @@ REFUSED = {
     "cropped/a full/a full/b": (VERSIONS, "for 'full' alone"),
     "images/a images/b masks/a": (VERSIONS, "for 'images' alone"),
     "healthy rust rust_augmented": (VERSIONS, "to use 'rust' alone, move 'rust_augmented' away"),
+    "healthy rust 'rust - Copy'": (VERSIONS, "to use 'rust' alone, move 'rust - Copy' away"),
+    "labeled/a labeled/b unlabeled": (VERSIONS, "for 'labeled' alone"),
     "healthy rust rust/augmented": (VERSIONS, "to leave 'augmented' out, move it out of photos/rust"),
     "healthy/original healthy/aug rust/original": (VERSIONS, "to use 'original' alone, move 'aug' away"),
     "'X(Augmented)/X(Augmented)/train/a' 'X(Augmented)/X(Augmented)/train/b' test/test": (
@@ -140,6 +146,9 @@ REFUSED = {
     "2021/a 2021/b 2022/a": (SOURCES, "each folder as a group"),
     "2021-05-03/a 2021-05-03/b 2021-06-01/a": (SOURCES, "for '2021-05-03' alone"),
     "field/a field/b lab/a lab/b": (SOURCES, "--dataset_name photos/lab --shift_dataset_name photos/field"),
+    "June/a June/b July/a": (SOURCES, "for 'June' alone"),
+    "0h/a 0h/b 24h/a": (SOURCES, "for '0h' alone"),
+    "256x256/a 256x256/b 512x512/a": (SOURCES, "for '256x256' alone"),
     "siteA/a siteA/b siteB/a siteB/c": (SOURCES, "for 'siteA' alone"),
     "rust/plant1 rust/plant2 healthy/plant3": (SOURCES, "move the photos into photos/rust"),
     "healthy rust PlantVillage/healthy PlantVillage/rust": ("copies of the others", "move it out of photos"),
@@ -241,7 +250,19 @@ def test_words_of_names():
     for name in ("class_1", "0", "rust", "party", "fullmoon", "Tomato___healthy"):
         assert without_marks(name) != (), name
     assert without_marks("rust_augmented") == without_marks("rust_fold1") == ("rust",)
-    for name in ("camera1", "siteA", "plant 3", "2021", "2021-05-03", "05_03_2021", "20210503", "lab", "iPhone 12"):
+    for name in (
+        "camera1",
+        "siteA",
+        "plant 3",
+        "2021",
+        "2021-05-03",
+        "05_03_2021",
+        "20210503",
+        "lab",
+        "iPhone 12",
+        "0h",
+        "v2",
+    ):
         assert is_source(name), name
-    for name in ("plant", "0", "12", "123456", "lab rust", "Cornfield", "healthy 2021"):
+    for name in ("plant", "0", "12", "123456", "lab rust", "Cornfield", "healthy 2021", "v", "h"):
         assert not is_source(name), name

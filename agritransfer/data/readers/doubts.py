@@ -87,7 +87,7 @@ def what_to_know(labels: Iterable[Parts]) -> list[str]:
             example = "/".join([*path, same[0], next(iter(tree.folders[same[0]].folders))])
             notes.append(
                 f"{_listed(same)} contain the same class folders and are read as labels such as '{example}'; "
-                "if they are not crops but places, days or versions, list the photos in a metadata.csv"
+                "if they are not crops but places, days or versions, use one of them alone or write a metadata.csv"
             )
         flat = [name for name, child in tree.folders.items() if not child.folders]
         doubtful = [name for name in flat if splits_meant(name) or (is_marked(name) and not without_marks(name))]
@@ -189,7 +189,7 @@ def _renamed(place: Place, path: Parts, tree: Tree, names: list[str]) -> list[st
 
 
 def _versions(place: Place, path: Parts, tree: Tree, names: list[str]) -> tuple[str, list[str]]:
-    first = sorted(names, key=lambda name: not is_original(name))
+    first = sorted(names, key=lambda name: (not is_original(name), len(name)))
     one = _one_alone(place, path, tree, first) or [
         f"to use '{first[0]}' alone, move {_listed(first[1:])} away"
         if len(names) > 1

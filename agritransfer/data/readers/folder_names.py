@@ -1,46 +1,55 @@
 """What does the name of a folder say: a split, a version or a source of the photos, or a class?
 
-Words decide only together with what `layout.py` sees of the tree: a class may well be named `test`.
+Words decide only together with what `doubts.py` sees of the tree: a class may well be named `test`.
 """
 
 import re
 
 from agritransfer.data.readers.source import SPLIT_NAMES
 
-# Words of a split that no one can tell the meaning of: for some, `eval` is validation; for others, it is the test.
-UNCLEAR = ("eval", "evaluation", "evaluate", "holdout", "unseen")
-# Words for a part or a version of all photos, and words that name any folder of photos.
-VERSIONS = (
-    *("fold", "folds", "cv", "split", "part", "batch", "chunk", "shard", "subset", "unlabeled", "unlabelled"),
-    *(
-        "original",
-        "originals",
-        "orig",
-        "raw",
-        "full",
-        "processed",
-        "preprocessed",
-        "unprocessed",
-        "resized",
-        "enhanced",
-    ),
-    *("augmented", "augmentation", "augmentations", "aug", "unaugmented", "synthetic", "cropped", "crops", "uncropped"),
-    *("color", "colour", "gray", "grey", "grayscale", "greyscale", "rgb", "nir", "ndvi", "depth"),
-    *("segmented", "segmentation", "segmentations", "mask", "masks", "masked", "annotated", "annotations"),
-    *("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "pics", "jpg", "jpeg", "png"),
-    *("data", "dataset", "datasets", "set", "sets", "folder", "version", "all", "copy"),
+
+def _set(text: str) -> set[str]:
+    return set(text.split())
+
+
+# Words of a split whose meaning is not certain, or that are not English; such a folder must be renamed.
+UNCLEAR = {
+    **dict.fromkeys(("eval", "evaluation", "evaluate", "holdout", "unseen"), ("validation", "test")),
+    **dict.fromkeys(("trn", "entrenamiento", "treino", "treinamento", "entrainement", "apprentissage"), ("train",)),
+    **dict.fromkeys(("vld", "validacion", "validación", "validacao", "validação", "validierung"), ("validation",)),
+    **dict.fromkeys(("tst", "prueba", "pruebas", "teste", "testes"), ("test",)),
+}
+# Words for a part or a version of all photos, in whatever name they are.
+VERSIONS = _set(
+    "fold folds batch chunk shard subset labeled labelled unlabeled unlabelled backup copy original originals orig "
+    "augmented augmentation augmentations aug unaugmented synthetic preprocessed resized enhanced cropped uncropped "
+    "segmented segmentation segmentations grayscale greyscale flipped rotated mirrored blurred"
+)
+# Words that mean the same, or nothing, if a name has no others: `gray` is a version, but `gray_mold` is a class.
+WEAK = _set(
+    "raw full processed color colour gray grey rgb nir ndvi depth mask masks masked annotated annotations part split "
+    "cv support query gallery image images img imgs photo photos picture pictures pics jpg jpeg png data dataset "
+    "datasets set sets folder version all"
 )
 # Of several versions, the one that was taken with a camera.
 ORIGINALS = {"original", "originals", "orig", "raw", "full", "color", "colour", "rgb", "unaugmented", "uncropped"}
-# Where or how photos were taken. The first need no number; `plant` without a number may be part of a class.
-SOURCES = ("lab", "laboratory", "field", "wild", "indoor", "outdoor", "greenhouse", "drone", "uav", "mobile", "dslr")
-SOURCES += ("camera", "cam", "phone", "smartphone", "iphone", "android", "canon", "nikon")
-NUMBERED = ("session", "day", "week", "month", "year", "season", "date", "visit", "trip", "round", "site", "plot")
-NUMBERED += ("location", "farm", "plant", "tree", "video", "clip", "sequence", "seq", "device", "sensor", "user")
-MARKED = {*SPLIT_NAMES, *UNCLEAR, *VERSIONS}
+# Where, when or with what photos were taken.
+SOURCES = _set(
+    "lab laboratory field wild indoor outdoor greenhouse drone uav mobile dslr camera cam phone smartphone iphone "
+    "android canon nikon january february march april may june july august september october november december "
+    "spring summer autumn winter"
+)
+# The same, but only with a number: `plant` may be part of a class.
+NUMBERED = _set(
+    "session day days week weeks month year season date visit trip round site plot location farm plant tree video clip "
+    "sequence seq device sensor user h hours hpi dpi dai das v px"
+)
+STRONG = {*SPLIT_NAMES, *UNCLEAR, *VERSIONS}
 # `trainset` and `testimages` are two words.
-PIECE = "|".join(sorted(MARKED, key=len, reverse=True))
-YEAR_OR_DATE = re.compile(r"(?:19|20)\d\d(?:\D?\d\d?){0,2}|\d\d?\D\d\d?\D(?:19|20)?\d\d")
+PIECE = "|".join(sorted(STRONG | WEAK, key=len, reverse=True))
+YEAR = r"(?:19|20)\d\d"
+DATE = rf"{YEAR}(?:\D?\d\d?){{0,2}}|\d\d?\D\d\d?\D(?:{YEAR}|\d\d)"
+SIZE = r"\d{2,4} ?x ?\d{2,4}"
 
 
 def split_named(name: str) -> str | None:
@@ -50,26 +59,31 @@ def split_named(name: str) -> str | None:
 
 def splits_meant(name: str) -> list[str]:
     """The splits that the words of a name may mean, such as validation for `val_set` and two for `eval`."""
-    words = _words(name)
-    meant = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
-    if any(word in UNCLEAR for word in words):
-        meant |= {"validation", "test"}
-    return sorted(meant, key=("train", "validation", "test").index)
-
-
-def without_marks(name: str) -> tuple[str, ...]:
-    """The words of a name but those for a split or a version and their numbers: () for `fold0` or `train_images`."""
-    rest, previous = [], ""
+    meant = set()
     for word in _words(name):
-        if word not in MARKED and not (_is_number(word) and previous in MARKED):
-            rest.append(word)
-        previous = word
-    return () if is_marked(name) and all(map(_is_number, rest)) else tuple(rest)
+        meant |= {SPLIT_NAMES[word]} if word in SPLIT_NAMES else set(UNCLEAR.get(word, ()))
+    return sorted(meant, key=("train", "validation", "test").index)
 
 
 def is_marked(name: str) -> bool:
     """Whether a name has words for a split or a version."""
-    return any(word in MARKED for word in _words(name))
+    words = _words(name)
+    only_weak = all(word in WEAK or _is_number(word) for word in words) and any(word in WEAK for word in words)
+    return only_weak or any(word in STRONG for word in words)
+
+
+def without_marks(name: str) -> tuple[str, ...]:
+    """The words of a name but those for a split or a version and their numbers: () for `fold0` or `train_images`."""
+    words = _words(name)
+    if not is_marked(name):
+        return tuple(words)
+    rest, previous = [], ""
+    for word in words:
+        is_mark = word in STRONG or word in WEAK
+        if not is_mark and not (_is_number(word) and (previous in STRONG or previous in WEAK)):
+            rest.append(word)
+        previous = word
+    return () if all(map(_is_number, rest)) else tuple(rest)
 
 
 def is_original(name: str) -> bool:
@@ -78,13 +92,13 @@ def is_original(name: str) -> bool:
 
 
 def is_source(name: str) -> bool:
-    """Whether a name says where, when or with what photos were taken, such as `camera1`, `field` or `2021-05-03`."""
-    if YEAR_OR_DATE.fullmatch(name.strip()):
+    """Whether a name says where, when or with what photos were taken: `camera1`, `field`, `2021-05-03`, `256x256`."""
+    if re.fullmatch(f"{DATE}|{SIZE}", name.strip()):
         return True
     words = _words(name)
-    numbers = [word for word in words if _is_number(word)]
-    named = [word for word in words if word in SOURCES or (word in NUMBERED and numbers)]
-    return bool(named) and len(named) + len(numbers) == len(words)
+    number = any(word.isdigit() or (len(word) == 1 and word not in NUMBERED) for word in words)
+    named = [word for word in words if word in SOURCES or (word in NUMBERED and number)]
+    return bool(named) and all(word in named or _is_number(word) for word in words)
 
 
 def _is_number(word: str) -> bool:
@@ -94,9 +108,7 @@ def _is_number(word: str) -> bool:
 def _words(name: str) -> list[str]:
     # `TestImages` is two words, and so is `fold0`.
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
-    words = re.findall(r"[^\W\d_]+|\d+", apart)
-    return [
-        piece
-        for word in words
-        for piece in (re.findall(PIECE, word) if re.fullmatch(f"(?:{PIECE})+", word) else [word])
-    ]
+    words = []
+    for word in re.findall(r"[^\W\d_]+|\d+", apart):
+        words += re.findall(PIECE, word) if re.fullmatch(f"(?:{PIECE})+", word) else [word]
+    return words
