@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class PhotoFiles(Sequence):
 class Source:
     """What a dataset contains before it is split; each row of `images` is `{"image": {"path", "bytes"}}`, undecoded.
 
-    `notes` say how the folders were read; `inside` are folders above all labels that are left out of them.
+    `notes` say how it was read where the reader had a choice; `inside` are folders above all labels that are left out
+    of them.
     """
 
     images: "PhotoFiles | datasets.Dataset"
@@ -57,3 +58,15 @@ class Source:
     empty_classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     inside: str = ""
+
+
+@dataclass(frozen=True)
+class TableLabels:
+    """What a table of labels says: a row (file, label, split, group) for each labelled photo.
+
+    `unlabelled` are photos that it names without a label, with the reason.
+    """
+
+    rows: list[dict[str, str]]
+    unlabelled: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
