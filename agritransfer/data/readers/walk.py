@@ -24,15 +24,34 @@ SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Vo
 class FoundFiles:
     """The files of a folder by name, which is the path inside the folder, as `escaped` writes it.
 
-    `unread` are images in formats that are not decoded here, with the reason; `passed_over` are lines such as
-    `.git (hidden, 12 files)`; `empty_folders` have neither files nor folders.
+    `unread` are images in formats that are not decoded here, with the reason; `skipped` are hidden files, system
+    folders and the like, with the reason; `empty_folders` have neither files nor folders.
     """
 
     photos: dict[str, Path] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
     others: dict[str, Path] = field(default_factory=dict)
-    passed_over: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
     empty_folders: list[str] = field(default_factory=list)
+
+    @property
+    def passed_over(self) -> list[str]:
+        """The skipped entries as lines, such as `.git (hidden, 12 files)`."""
+        return [f"{name} ({reason})" for name, reason in self.skipped.items()]
+
+    def add(self, path: Path, name: str) -> None:
+        """Put one entry that is no folder to be listed into its list, under this name."""
+        if is_hidden(path.name):
+            self.skipped[name] = _hidden_contents(path)
+        # Reading from a pipe or a device would wait forever. A link to a missing file is a broken photo, no stranger.
+        elif not os.path.isfile(path) and os.path.exists(path):
+            self.skipped[name] = "not a regular file"
+        elif path.suffix.lower() in PHOTO_SUFFIXES:
+            self.photos[name] = path
+        elif reason := unread_format(path):
+            self.unread[name] = reason
+        else:
+            self.others[name] = path
 
 
 def find_files(folder: Path) -> FoundFiles:
@@ -45,7 +64,7 @@ def find_files(folder: Path) -> FoundFiles:
     while links:
         link = links.pop(0)
         if os.path.realpath(link) in listed:
-            found.passed_over.append(f"{_name(link, folder)} (a link to a folder that is listed already)")
+            found.skipped[_name(link, folder)] = "a link to a folder that is listed already"
         else:
             _list(link, folder, found, listed, links)
     for files in (found.photos, found.unread, found.others):
@@ -72,30 +91,17 @@ def _list(parent: Path, root: Path, found: FoundFiles, listed: set[str], links: 
         found.empty_folders.append(_name(parent, root))
     for entry in entries:
         path = Path(entry)
-        if _is_hidden(entry.name):
-            found.passed_over.append(f"{_name(path, root)} ({_hidden_contents(path)})")
-        elif entry.is_dir() and entry.is_symlink():
+        # `DirEntry.is_dir` raises an error for a link to itself.
+        if is_hidden(entry.name) or not (os.path.isdir(path) if entry.is_symlink() else entry.is_dir()):
+            found.add(path, _name(path, root))
+        elif entry.is_symlink():
             links.append(path)
-        elif entry.is_dir():
-            _list(path, root, found, listed, links)
         else:
-            _sort_file(entry, _name(path, root), found)
+            _list(path, root, found, listed, links)
 
 
-def _sort_file(entry: os.DirEntry, name: str, found: FoundFiles) -> None:
-    path = Path(entry)
-    # Reading from a pipe or a device would wait forever. A link to a missing file is a broken photo, not a stranger.
-    if not entry.is_file() and os.path.exists(path):
-        found.passed_over.append(f"{name} (not a regular file)")
-    elif path.suffix.lower() in PHOTO_SUFFIXES:
-        found.photos[name] = path
-    elif reason := unread_format(path):
-        found.unread[name] = reason
-    else:
-        found.others[name] = path
-
-
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: hidden, or made by the system."""
     # macOS leaves ._leaf.jpg files without image data, Jupyter leaves copies in .ipynb_checkpoints.
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
