@@ -1,7 +1,7 @@
 """Which files may a command write, so that nothing of the user's is lost?"""
 
+import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from agritransfer.errors import UsageError
@@ -18,12 +18,22 @@ def check_output(path: Path, overwrite: bool, flag: str = "--output") -> None:
         raise UsageError(f"{flag} '{escaped(str(path))}' exists already; add --overwrite or choose another name")
 
 
-def check_report(path: Path, is_ours: Callable[[Path], bool], flag: str = "--output") -> None:
-    """Raise `UsageError` if this file cannot be written, or exists and is not an earlier report of the command."""
+def check_report(path: Path, *entries: str, flag: str = "--output") -> None:
+    """Raise `UsageError` if this JSON file cannot be written, or exists and is no report with these entries."""
     _check_place(path, flag)
-    if os.path.lexists(path) and not _is_device(path) and not is_ours(path):
+    if os.path.lexists(path) and not _is_device(path) and not is_report(path, *entries):
         name = escaped(str(path))
         raise UsageError(f"{flag} '{name}' exists already and is no report of this command; choose another name")
+
+
+def is_report(path: Path, *entries: str) -> bool:
+    """Whether a JSON file has these entries, in itself or in the first element of its list."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    report = report[0] if isinstance(report, list) and report else report
+    return isinstance(report, dict) and set(entries) <= set(report)
 
 
 def _check_place(path: Path, flag: str) -> None:

@@ -77,11 +77,12 @@ def write_report(folder: Path, comparison: dict[str, Any]) -> None:
     """Write comparison.json, report.md, report.html (self-contained) and the figures."""
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
+    # First, since by this file the next comparison knows the others as its own.
+    (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
     title = f"{Path(comparison['dataset']['name']).name}, {comparison['photos']['test']} test photos"
     draw_compared_scores(figures / "scores.png", {row["name"]: row for row in comparison["rows"]}, title)
     draw_costs(figures / "costs.png", {row["name"]: _costs(row) for row in comparison["rows"]})
     text = report_text(comparison)
-    (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(text, encoding="utf-8")
     (folder / "report.html").write_text(_as_html(text, folder), encoding="utf-8")
 

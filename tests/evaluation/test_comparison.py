@@ -310,6 +310,19 @@ def test_finished_runs_are_compared_by_the_command(tmp_path, capsys):
     assert "Use LoRA, chosen on the 240 validation photos: " in out and f"report: {tmp_path / 'out/report.html'}" in out
     left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert left == {"comparison.json", "report.html", "report.md", "figures/scores.png", "figures/costs.png"}
+    # An earlier comparison is replaced; a report of anyone else is kept.
+    command = ["compare", "--runs", *map(str, folders), "--output_dir"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/report.md").write_text("A summer in the field")
+    for output, complaint in (
+        (tmp_path / "theirs", "holds report.md, which is of no"),
+        (folders[0] / "results.json", "is a file"),
+    ):
+        assert main([*command, str(output)]) == 2
+        err = capsys.readouterr().err
+        assert complaint in err and err.count("\n") == 1, err
+    assert (tmp_path / "theirs/report.md").read_text() == "A summer in the field"
 
 
 def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
