@@ -5,7 +5,7 @@ import re
 # What starts a formula, as OWASP lists it under "CSV injection"; some spreadsheets skip blanks before it.
 # The last four are full-width forms of the others.
 FORMULA = re.compile(r"'*(\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])")
-NUMBER = re.compile(r"-?\d+(\.\d+)?")
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 def guarded(cell: str) -> str:
