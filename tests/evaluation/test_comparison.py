@@ -1,6 +1,7 @@
 """Strategies are compared on the same photos, over seeds; validation decides which one is recommended."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -297,9 +298,11 @@ def test_the_report_holds_every_number_and_is_complete_in_itself(tmp_path):
 def test_a_label_cannot_break_the_table_or_the_page(tmp_path):
     folders = runs(tmp_path / "runs", {"head": (0.8, 0.7), "lora": (0.9, 0.8)}, seeds=1)
     comparison = compare(read_candidates(folders))
-    comparison["rows"][0]["class_drops"][0]["label"] = "a|b <script>alert(1)</script>"
+    comparison["rows"][0]["class_drops"][0]["label"] = "a|b <script>alert(1)</script> ![x](http://x/x.png)"
+    comparison["dataset"]["name"] = os.fsdecode(b"data/$\\frac$ \xe9`x")
     write_report(tmp_path, comparison)
-    assert "<script>" not in (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "<script>" not in report and "http://x/x.png" in report and 'src="http' not in report
     assert "a\\|b" in (tmp_path / "report.md").read_text()
 
 
