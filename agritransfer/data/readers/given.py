@@ -131,7 +131,7 @@ def _matches_of(pattern: Path) -> GivenPhotos:
             found = _in_folder(path, parts[depth:])
         else:
             alone = FoundFiles()
-            alone.add(path, written(path))
+            alone.add(path, written(path), os.path.isfile(path))
             found = _given(alone, Path())
         given.reasons |= found.reasons
         given.passed_over |= found.passed_over

@@ -39,12 +39,12 @@ class FoundFiles:
         """The skipped entries as lines, such as `.git (hidden, 12 files)`."""
         return [f"{name} ({reason})" for name, reason in self.skipped.items()]
 
-    def add(self, path: Path, name: str) -> None:
-        """Put one entry that is no folder to be listed into its list, under this name."""
+    def add(self, path: Path, name: str, is_file: bool) -> None:
+        """Put one entry that is no folder to be listed into its list, under this name; `is_file`: a regular file."""
         if is_hidden(path.name):
             self.skipped[name] = _hidden_contents(path)
         # Reading from a pipe or a device would wait forever. A link to a missing file is a broken photo, no stranger.
-        elif not os.path.isfile(path) and os.path.exists(path):
+        elif not is_file and os.path.exists(path):
             self.skipped[name] = "not a regular file"
         elif path.suffix.lower() in PHOTO_SUFFIXES:
             self.photos[name] = path
@@ -60,14 +60,19 @@ def find_files(folder: Path) -> FoundFiles:
     Links to folders are followed after the folders themselves have been listed, and no folder is listed twice, so a
     link into the same tree is passed over.
     """
-    found, listed, links = FoundFiles(), set(), [folder]
-    while links:
-        link = links.pop(0)
-        if os.path.realpath(link) in listed:
-            found.skipped[_name(link, folder)] = "a link to a folder that is listed already"
-        else:
-            _list(link, folder, found, listed, links)
-    for files in (found.photos, found.unread, found.others):
+    found, listed = FoundFiles(), set()
+    folders, links = [(folder, os.path.realpath(folder))], []
+    while folders or links:
+        path, place = folders.pop() if folders else links.pop(0)
+        # A link may lead to a folder around this one, in which this one is found again.
+        if place in listed:
+            found.skipped[_name(path, folder)] = "a link to a folder that is listed already"
+            continue
+        listed.add(place)
+        for inner, is_link in _list(path, folder, found):
+            place_of_inner = os.path.realpath(inner) if is_link else os.path.join(place, inner.name)
+            (links if is_link else folders).append((inner, place_of_inner))
+    for files in (found.photos, found.unread, found.others, found.skipped):
         ordered = sorted(files.items())
         files.clear()
         files.update(ordered)
@@ -80,8 +85,8 @@ def unread_format(path: Path) -> str | None:
     return kind and f"{kind} is not read here; convert it to JPEG or PNG"
 
 
-def _list(parent: Path, root: Path, found: FoundFiles, listed: set[str], links: list[Path]) -> None:
-    listed.add(os.path.realpath(parent))
+def _list(parent: Path, root: Path, found: FoundFiles) -> list[tuple[Path, bool]]:
+    """Add the files of one folder to `found`; returns the folders in it, and for each whether it is a link."""
     try:
         entries = sorted(os.scandir(parent), key=lambda entry: entry.name)
     except OSError as error:
@@ -89,15 +94,16 @@ def _list(parent: Path, root: Path, found: FoundFiles, listed: set[str], links: 
         raise DataError(f"the folder '{name}' cannot be read: {error.strerror}; correct its permissions") from error
     if not entries:
         found.empty_folders.append(_name(parent, root))
+    folders = []
     for entry in entries:
-        path = Path(entry)
+        path, is_link = Path(entry), entry.is_symlink()
         # `DirEntry.is_dir` raises an error for a link to itself.
-        if is_hidden(entry.name) or not (os.path.isdir(path) if entry.is_symlink() else entry.is_dir()):
-            found.add(path, _name(path, root))
-        elif entry.is_symlink():
-            links.append(path)
+        if is_hidden(entry.name) or not (os.path.isdir(path) if is_link else entry.is_dir()):
+            # Only links need a look at the disk, which takes long on a network.
+            found.add(path, _name(path, root), entry.is_file(follow_symlinks=False) or os.path.isfile(path))
         else:
-            _list(path, root, found, listed, links)
+            folders.append((path, is_link))
+    return folders
 
 
 def is_hidden(name: str) -> bool:
