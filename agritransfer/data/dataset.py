@@ -341,7 +341,7 @@ def _fingerprint(photos: list[Photo], inspections: list[Inspection], stream: Tra
 
 
 def write_splits_file(path: Path, splits: Splits) -> None:
-    """Write the split of each file; `--splits_file` reads it."""
+    """Write the split of each file; the texts are exact, without guards for spreadsheets: `--splits_file` reads it."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "split", "group"])
@@ -385,7 +385,12 @@ def counts_table(splits: Splits) -> str:
 def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tuple[str, ...]]:
     if not path.is_file():
         raise UsageError(f"there is no splits file '{path}'; use that of a finished run, such as runs/NAME/splits.csv")
-    split_of = {row["file"]: row["split"] for row in read_table(path, ["file", "split"])}
+    rows = read_table(path, ["file", "split"])
+    split_of = {row["file"]: row["split"] for row in rows}
+    if repeated := [file for file, times in Counter(row["file"] for row in rows).items() if times > 1]:
+        raise DataError(
+            f"'{path}' lists {counted(len(repeated), 'photo')} more than once, such as '{repeated[0]}'; keep one row"
+        )
     if unknown := sorted(set(split_of.values()) - set(SPLITS), key=str):
         raise DataError(f"'{path}' has the splits {unknown}; use train, validation and test")
     known = {photo.file for photo in photos}

@@ -430,6 +430,15 @@ def test_an_audit_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
     put(tmp_path / "data", healthy=12, rust=12)
     assert main(["audit", str(tmp_path / "data"), "--output", str(tmp_path / "no/audit.json")]) == 2
     assert "make it first" in capsys.readouterr().err
+    for theirs in ("notes.txt", "data"):
+        (tmp_path / "notes.txt").write_text("{}")
+        assert main(["audit", str(tmp_path / "data"), "--output", str(tmp_path / theirs)]) == 2
+        err = capsys.readouterr().err
+        assert ("is no report of this command" in err or "is a folder" in err) and err.count("\n") == 1, err
+    (tmp_path / "suspects.png").touch()
+    flags = ["--output", str(tmp_path / "audit.json"), "--model_name_or_path", "sample/vit"]
+    assert main(["audit", str(tmp_path / "data"), *flags]) == 2
+    assert "suspects.png' exists already and would be replaced" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         main(["audit", str(tmp_path / "data"), "--modle", "x"])
     assert end.value.code == 2 and "unknown flag --modle" in capsys.readouterr().err
