@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("validation", "val", "valid", "validate", "validating", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".heic", ".heif"}
@@ -44,7 +44,11 @@ class PhotoFiles(Sequence):
 
 @dataclass(frozen=True)
 class Source:
-    """What a dataset contains before it is split; each row of `images` is `{"image": {"path", "bytes"}}`, undecoded."""
+    """What a dataset contains before it is split; each row of `images` is `{"image": {"path", "bytes"}}`, undecoded.
+
+    `notes` say how it was read where the reader had a choice; `inside` are folders above all labels that are left out
+    of them.
+    """
 
     images: "PhotoFiles | datasets.Dataset"
     photos: list[Photo]
@@ -52,3 +56,17 @@ class Source:
     revision: str | None = None
     left_out: tuple[str, ...] = ()
     empty_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    inside: str = ""
+
+
+@dataclass(frozen=True)
+class TableLabels:
+    """What a table of labels says: a row (file, label, split, group) for each labelled photo.
+
+    `unlabelled` are photos that it names without a label, with the reason.
+    """
+
+    rows: list[dict[str, str]]
+    unlabelled: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
