@@ -79,7 +79,8 @@ def check_classes(photos: list[Photo], labels: list[str], streamed: dict[str, in
             raise DataError(f"the {split} split contains no photos; add some, or remove that split to have it made")
     if untrained := [label for label in labels if not count["train", label]]:
         raise DataError(
-            f"classes without train photos: {untrained}; add photos, remove these classes or raise --max_train_samples"
+            f"classes without train photos: {untrained}; add photos, leave these classes out with --classes, or raise "
+            "--max_train_samples"
         )
 
 
