@@ -29,6 +29,9 @@ class DataArguments:
         "trained on.",
     )
     dataset_revision: str | None = _flag("data", None, "Branch, tag or commit of a Hub dataset.")
+    dataset_config_name: str | None = _flag(
+        "data", None, "Configuration of a Hub dataset or parquet folder. Needed only if there are several."
+    )
     image_column_name: str | None = _flag(
         "data", None, "Image column of a Hub dataset. Needed only if there are several candidates."
     )
@@ -145,6 +148,7 @@ class DataArguments:
         names += ("splits_file", "max_train_samples", "streaming", "shuffle_buffer")
         return {
             "revision": self.dataset_revision,
+            "config": self.dataset_config_name,
             **{name: getattr(self, name) for name in names},
             **self.shift_options(),
         }

@@ -72,7 +72,7 @@ def _inspect(image: dict | None, file: str, known: dict[str, Inspection]) -> Ins
     nothing = np.zeros((SIDE, SIDE), np.uint8)
     try:
         # A row of a Hub dataset may lack its image.
-        image = image or {"bytes": b"", "path": None}
+        image = image if image and (image["bytes"] or image["path"]) else {"bytes": b"", "path": None}
         content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         if not content:
             return Inspection("the file is empty", "", nothing, (), (0, 0))
