@@ -33,7 +33,7 @@ class PrivateName(NamedTuple):
 
 
 TRAINER, CALLBACKS = "agritransfer/training/trainer.py", "agritransfer/training/callbacks.py"
-PREPROCESSING, STREAMING = "agritransfer/images/preprocessing.py", "agritransfer/data/streaming.py"
+PREPROCESSING, SHARDS = "agritransfer/images/preprocessing.py", "agritransfer/data/shards.py"
 TABLE = [
     # Overridden: the first four are all that ImageTrainer overrides of the Trainer's private methods.
     PrivateName("transformers.Trainer._get_output_dir", TRAINER, "checkpoints have a folder of their own", ("trial",)),
