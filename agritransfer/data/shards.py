@@ -5,6 +5,7 @@ shards (parquet) keep them apart from the photos.
 """
 
 import hashlib
+import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import huggingface_hub
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from agritransfer.data.readers.data_files import files_by_split, open_builder, refuse_missing_shards
+from agritransfer.data.readers.data_files import files_by_split, look_at_each, open_builder, refuse_missing_shards
 from agritransfer.data.readers.hub import refuse_code
 from agritransfer.data.readers.image_table import (
     Table,
@@ -34,7 +35,7 @@ from agritransfer.data.readers.parquet import images_of_parquet, parquet_tables,
 from agritransfer.data.readers.reading_errors import hub_errors, table_errors
 from agritransfer.data.readers.saved import source_of_datasets
 from agritransfer.data.readers.source import HUB_ID, SPLIT_NAMES, Source
-from agritransfer.errors import DataError, UsageError
+from agritransfer.errors import DataError, UsageError, in_one_line
 from agritransfer.wording import counted
 
 KINDS = {Parquet: "parquet", WebDataset: "webdataset"}
@@ -247,6 +248,8 @@ def _open_webdataset(
     shuffle_buffer: int,
 ) -> tuple[Source, TrainStream]:
     kinds = {"path": "webdataset", "features": files.features}
+    every = [file for of in files.of_split.values() for file in of]
+    shards = dict(zip(every, look_at_each(partial(_look_at_tar, files), every), strict=True))
     scored = datasets.load_dataset(
         **kinds, data_files={split: files.of_split[split] for split in ("validation", "test")}
     )
@@ -254,16 +257,18 @@ def _open_webdataset(
     scored = datasets.DatasetDict({split: _with_label_of_json(table) for split, table in scored.items()})
     if label_column is None:
         found = [column for column in ("cls", "json.label") if column in scored["test"].features]
-        label_column = found[0] if len(found) == 1 else None
+        if len(found) > 1:
+            raise UsageError(f"'{files.name}' has {found} label columns; name one with --label_column_name")
+        label_column = found[0] if found else None
     image_column, label_column = pick_columns(files.name, scored["test"].features, image_column, label_column)
     source = source_of_datasets(files.name, scored, image_column, label_column, None)
     wanted = (image_column, label_column.split(".")[0], "__key__")
     rows = rows.select_columns([column for column in wanted if column in rows.features])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    shards = [_look_at_tar(file) for file in files.of_split["train"]]
+    of_train = [shards[file] for file in files.of_split["train"]]
     names = names_of(rows.features.get(label_column))
     return source, TrainStream(
-        rows, shards, image_column, label_column, names, source.labels, on_broken, shuffle_buffer
+        rows, of_train, image_column, label_column, names, source.labels, on_broken, shuffle_buffer
     )
 
 
@@ -274,6 +279,12 @@ def _with_label_of_json(table: datasets.Dataset) -> datasets.Dataset:
     return table.add_column("json.label", [(value or {}).get("label") for value in table["json"]])
 
 
-def _look_at_tar(file: str) -> Shard:
+def _look_at_tar(files: _Files, file: str) -> Shard:
     filesystem, path = fsspec.url_to_fs(file)
+    try:
+        with filesystem.open(path, "rb", cache_type="none") as opened:
+            tarfile.TarInfo.frombuf(opened.read(tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape")
+    except tarfile.TarError as error:
+        found = f"{shown(file, files.root)} of '{files.name}'"
+        raise DataError(f"{found} is no tar file with photos ({in_one_line(error)}); replace it") from error
     return Shard(f"{Path(path).name} {filesystem.size(path)}", None)

@@ -6,14 +6,17 @@ arrival. Only train photos are streamed: validation and test are small enough to
 
 import hashlib
 import io
+import tarfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from typing import Any
 
+import pyarrow
 import torch
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 from transformers import TrainingArguments
 
@@ -113,9 +116,12 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
             yield from (item.result() for item in ahead)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        # Not `iter(rows)`, whose order differs in a loader worker.
-        for chunk in self.rows.iter(CHUNK):
-            yield from (dict(zip(chunk, values, strict=True)) for values in zip(*chunk.values(), strict=True))
+        try:
+            # Not `iter(rows)`, whose order differs in a loader worker.
+            for chunk in self.rows.iter(CHUNK):
+                yield from (dict(zip(chunk, values, strict=True)) for values in zip(*chunk.values(), strict=True))
+        except (ValueError, pyarrow.ArrowException, tarfile.TarError, DatasetGenerationError) as error:
+            raise DataError(f"a train shard is damaged ({in_one_line(error)}); replace the shards") from error
 
     def _item(self, row: dict[str, Any], decoded: bool) -> dict[str, Any]:
         image = row[self.stream.image_column] or {"bytes": None, "path": None}

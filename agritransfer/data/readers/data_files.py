@@ -5,10 +5,13 @@ The README of a dataset may say so (`configs`); otherwise `datasets` judges by t
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
+from typing import Any
 
 import datasets
+from tqdm import tqdm
 
 from agritransfer.data.readers.kind import contents_of
 from agritransfer.data.readers.source import SPLIT_NAMES
@@ -19,6 +22,8 @@ from agritransfer.wording import counted, listed
 SHARD = re.compile(r"(?P<set>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?!\d)")
 # Files that are named one by one where they are left out; all are counted.
 NAMED = 10
+# Threads that look at files and mostly wait for the disk or the network.
+LOOKERS = 8
 
 
 def open_builder(name: str, place: str, config: str | None, revision: str | None = None) -> datasets.DatasetBuilder:
@@ -37,6 +42,13 @@ def open_builder(name: str, place: str, config: str | None, revision: str | None
 def files_by_split(builder: datasets.DatasetBuilder) -> dict[str, list[str]]:
     """The paths or addresses of the files of each split."""
     return {str(split): list(files) for split, files in builder.config.data_files.items()}
+
+
+def look_at_each(look: Callable[[Any], Any], files: Sequence[Any]) -> list[Any]:
+    """What `look` finds in each of these files, in their order, a few files at a time."""
+    with ThreadPoolExecutor(LOOKERS) as pool:
+        looks = pool.map(look, files)
+        return list(tqdm(looks, total=len(files), desc="looking at files", delay=2, leave=False, disable=None))
 
 
 def refuse_missing_shards(name: str, files: Sequence[str]) -> None:

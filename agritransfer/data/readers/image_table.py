@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pyarrow.compute
 
-from agritransfer.data.readers.labels import classes_of, names_of, refuse_label_column, refuse_twin_names
+from agritransfer.data.readers.labels import classes_of, names_of, refuse_label_column, refuse_odd_names
 from agritransfer.data.readers.source import SPLIT_NAMES, Photo, Source
 from agritransfer.errors import DataError, UsageError
 from agritransfer.wording import counted, listed
@@ -107,7 +107,7 @@ def refuse_several_names(name: str, split_of: dict[str, str]) -> None:
 def labels_in_order(name: str, names: Sequence[list[str] | None], used: set[str]) -> list[str]:
     """The labels in use: in the order of the class names of the files, otherwise sorted."""
     known = dict.fromkeys(label for of_file in names for label in of_file or [])
-    refuse_twin_names(name, [*known, *sorted(used)])
+    refuse_odd_names(name, [*known, *sorted(used)])
     return [label for label in known if label in used] or sorted(used)
 
 

@@ -75,10 +75,14 @@ def refuse_label_column(name: str, column: str, features: dict[str, Any]) -> Non
         )
 
 
-def refuse_twin_names(name: str, labels: Sequence[str]) -> None:
-    """Raise `DataError` if two labels differ only in blanks around them."""
+def refuse_odd_names(name: str, labels: Sequence[str]) -> None:
+    """Raise `DataError` for a label that names no class, and for two that differ only in blanks around them."""
     seen: dict[str, str] = {}
     for label in labels:
+        try:
+            class_of(label, None)
+        except ValueError as error:
+            raise DataError(f"'{name}' has {error}") from error
         if (twin := seen.setdefault(label.strip(), label)) != label:
             raise DataError(f"'{name}' has the labels '{twin}' and '{label}', which differ only in blanks; merge them")
 

@@ -4,7 +4,6 @@ import glob
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,11 +15,11 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 from datasets.packaged_modules.parquet.parquet import Parquet
-from tqdm import tqdm
 
 from agritransfer.data.readers.data_files import (
     files_by_split,
     left_out_files,
+    look_at_each,
     open_builder,
     refuse_missing_shards,
     refuse_split_by_chance,
@@ -31,9 +30,6 @@ from agritransfer.data.readers.labels import names_of
 from agritransfer.data.readers.reading_errors import table_errors
 from agritransfer.data.readers.source import Source
 from agritransfer.errors import DataError, in_one_line
-
-# Threads that read the footers of files and mostly wait for the disk or the network.
-READERS = 8
 
 
 def read_parquet_folder(
@@ -92,10 +88,7 @@ def parquet_tables(name: str, of_split: dict[str, list[str]], root: str, card: d
     `card` are the column types that the README gives; they name the classes of files that do not name them themselves.
     """
     files = [(split, file) for split, of in of_split.items() for file in of]
-    with ThreadPoolExecutor(READERS) as pool:
-        looks = pool.map(lambda pair: _look_at(name, *pair, root, card), files)
-        bar = tqdm(looks, total=len(files), desc="reading footers", delay=2, leave=False, disable=None)
-        return list(bar)
+    return look_at_each(lambda pair: _look_at(name, *pair, root, card), files)
 
 
 def images_of_parquet(root: str, tables: Sequence[Table], image_column: str) -> datasets.Dataset:

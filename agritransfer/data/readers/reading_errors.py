@@ -1,5 +1,6 @@
 """What does an error of `datasets` or of the Hub's clients mean, and what is to be done about it?"""
 
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,7 +21,7 @@ from agritransfer.errors import DataError, UsageError, in_one_line
 
 # What `datasets` raises for files that it cannot read.
 UNREADABLE = (
-    *(OSError, ValueError, pyarrow.ArrowException, yaml.YAMLError),
+    *(OSError, ValueError, pyarrow.ArrowException, tarfile.TarError, yaml.YAMLError),
     datasets.exceptions.DatasetsError,
 )
 
