@@ -19,8 +19,8 @@ class DataArguments:
     dataset_name: str | None = _flag(
         "data",
         None,
-        "Hub dataset ID or local folder: class folders; train/, validation/ and test/ with class folders; or photos "
-        "with metadata.csv (file_name,label[,split][,group]). Example: sample/leaves",
+        "Hub dataset ID or local folder: class folders; train/, validation/ and test/ with class folders; photos "
+        "with metadata.csv (file_name,label[,split][,group]); or parquet files. Example: sample/leaves",
     )
     shift_dataset_name: str | None = _flag(
         "data",
@@ -33,10 +33,10 @@ class DataArguments:
         "data", None, "Configuration of a Hub dataset or parquet folder. Needed only if there are several."
     )
     image_column_name: str | None = _flag(
-        "data", None, "Image column of a Hub dataset. Needed only if there are several candidates."
+        "data", None, "Image column of a Hub dataset or parquet file. Needed only if there are several candidates."
     )
     label_column_name: str | None = _flag(
-        "data", None, "Label column of a Hub dataset. Needed only if there are several candidates."
+        "data", None, "Label column of a Hub dataset or parquet file. Needed only if there are several candidates."
     )
     group_column_name: str | None = _flag(
         "data",
