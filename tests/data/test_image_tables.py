@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from agritransfer.data.dataset import load_shift_photos, load_splits
@@ -269,6 +272,16 @@ def test_an_archive_is_refused_with_the_command_that_unpacks_it(name, words, tmp
     Path("folder").mkdir()
     os.replace(name, f"folder/{name}")
     refused_in_one_line(Path("folder"), UsageError, f"holds no photos or parquet files but 1 archive, such as {name}")
+
+
+@pytest.mark.slow
+def test_a_refusal_right_after_reading_labels_ends_with_its_own_exit_code(tmp_path):
+    # A file of Python's own, still known to a thread of pyarrow, aborted four of five such processes (code 134).
+    path = put(tmp_path / "t.parquet", [0, 5])
+    for _ in range(3):
+        command = [sys.executable, "-m", "agritransfer", "audit", str(path), "--output", str(tmp_path / "audit.json")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, "the label 5" in done.stderr) == (3, True), done.stderr
 
 
 def test_photos_beside_a_table_of_photos_and_addresses_are_refused(tmp_path):

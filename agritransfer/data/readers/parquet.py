@@ -15,6 +15,7 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 from datasets.packaged_modules.parquet.parquet import Parquet
+from fsspec.implementations.local import LocalFileSystem
 
 from agritransfer.data.readers.data_files import (
     files_by_split,
@@ -179,6 +180,9 @@ def _read_through(file: str, short: str, column: str) -> None:
 
 def _opened(file: str) -> Any:
     filesystem, path = fsspec.url_to_fs(file)
+    if isinstance(filesystem, LocalFileSystem):
+        # A file of Python's own, still known to a thread of pyarrow when the process ends, would abort it.
+        return pyarrow.memory_map(path)
     # Without a cache, since only a few bytes are read at several positions.
     return filesystem.open(path, "rb", cache_type="none")
 
