@@ -20,7 +20,8 @@ class DataArguments:
         "data",
         None,
         "Hub dataset ID or local folder: class folders; train/, validation/ and test/ with class folders; photos "
-        "with metadata.csv (file_name,label[,split][,group]); or parquet files. Example: sample/leaves",
+        "with metadata.csv (file_name,label[,split][,group]) or an export of Roboflow, COCO or Label Studio; such a "
+        "table itself; or parquet files with the photos. Example: sample/leaves",
     )
     shift_dataset_name: str | None = _flag(
         "data",
@@ -33,10 +34,15 @@ class DataArguments:
         "data", None, "Configuration of a Hub dataset or parquet folder. Needed only if there are several."
     )
     image_column_name: str | None = _flag(
-        "data", None, "Image column of a Hub dataset or parquet file. Needed only if there are several candidates."
+        "data",
+        None,
+        "Column of the photos in a Hub dataset or parquet file, or of their paths in a table (`file_name` by default).",
     )
     label_column_name: str | None = _flag(
-        "data", None, "Label column of a Hub dataset or parquet file. Needed only if there are several candidates."
+        "data",
+        None,
+        "Column of the labels in a Hub dataset, a parquet file or a table (`label` by default). Needed only if there "
+        "are several candidates.",
     )
     group_column_name: str | None = _flag(
         "data",

@@ -13,6 +13,8 @@ from agritransfer.data.readers.kind import (
     refuse_archives,
     refuse_config,
 )
+from agritransfer.data.readers.label_files import is_label_file, read_label_file
+from agritransfer.data.readers.metadata import Columns
 from agritransfer.data.readers.source import HUB_ID, PICKLE_SUFFIXES, Photo, Source
 from agritransfer.errors import DataError, UsageError
 
@@ -57,11 +59,14 @@ def _group_by_pattern(photos: list[Photo], group_pattern: str) -> list[Photo]:
 def _read(
     name: str, revision: str | None, config: str | None, columns: tuple[str | None, str | None, str | None]
 ) -> Source:
-    path = Path(name)
-    # The readers of tables are imported where they are needed: `datasets` takes longer to import than a small folder
-    # takes to audit.
+    path, of_table = Path(name), Columns(*columns)
+    # The readers of tables of photos are imported where they are needed: `datasets` takes longer to import than a small
+    # folder takes to audit.
     if path.is_dir():
         return _read_folder(name, path, config, columns)
+    if path.is_file() and is_label_file(path, of_table.image):
+        refuse_config(name, config)
+        return read_label_file(path, of_table)
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise DataError(f"'{name}' is a pickle, which can run code when it is read; use a folder of photos or parquet")
     if path.is_file():
@@ -101,4 +106,4 @@ def _read_folder(
         if with_images is not None or not contents.photos:
             return read_parquet_folder(name, folder, config, *columns)
     refuse_config(name, config)
-    return read_folder(folder, columns[-1])
+    return read_folder(folder, Columns(*columns))

@@ -8,6 +8,7 @@ import huggingface_hub
 
 from agritransfer.data.readers.folder import read_folder
 from agritransfer.data.readers.kind import Contents, contents_of, files_in, refuse_archives, refuse_config
+from agritransfer.data.readers.metadata import Columns
 from agritransfer.data.readers.parquet import holds_images, read_parquet_folder
 from agritransfer.data.readers.reading_errors import hub_errors
 from agritransfer.data.readers.saved import DESCRIPTIONS, read_saved
@@ -48,7 +49,7 @@ def read_hub(
     elif contents.photos or contents_of(files or []).photos:
         refuse_config(name, config)
         # A repository without tables of photos is a folder of photos like any other.
-        source = read_folder(_download(name, revision, None) if has_tables else folder, group_column)
+        source = read_folder(_download(name, revision, None) if has_tables else folder, Columns(*columns))
     else:
         source = read_parquet_folder(name, folder, config, *columns, files)
     # The cache names the folder of a snapshot after its commit.
