@@ -64,7 +64,7 @@ def _read(
     # folder takes to audit.
     if path.is_dir():
         return _read_folder(name, path, config, columns)
-    if path.is_file() and is_label_file(path, of_table.image):
+    if path.is_file() and is_label_file(path, of_table.file):
         refuse_config(name, config)
         return read_label_file(path, of_table)
     if path.suffix.lower() in PICKLE_SUFFIXES:
