@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = read_source(
         arguments.dataset,
         revision=arguments.dataset_revision,
+        config=arguments.dataset_config_name,
         image_column=arguments.image_column_name,
         label_column=arguments.label_column_name,
         group_column=arguments.group_column_name,

@@ -21,9 +21,10 @@ from agritransfer.data.leakage import stop_if_leaked
 from agritransfer.data.readers.source import Photo, PhotoFiles, Source
 from agritransfer.data.readers.table import read_table
 from agritransfer.data.selection import Selection, matches, select_classes
+from agritransfer.data.shards import TrainStream, open_stream
 from agritransfer.data.sources import read_source
 from agritransfer.data.splitting import draw_samples
-from agritransfer.data.streaming import StreamedPhotos, TrainStream, open_stream
+from agritransfer.data.streaming import StreamedPhotos
 from agritransfer.errors import DataError, UsageError
 from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset, WholePhotos, training_pixels
 from agritransfer.images.pixel_cache import PixelStore
@@ -50,6 +51,7 @@ class Splits:
 
     name: str
     revision: str | None
+    config: str | None
     fingerprint: str
     labels: list[str]
     images: "PhotoFiles | datasets.Dataset"
@@ -132,6 +134,7 @@ def load_splits(
     dataset_name: str,
     *,
     revision: str | None = None,
+    config_name: str | None = None,
     image_column_name: str | None = None,
     label_column_name: str | None = None,
     group_column_name: str | None = None,
@@ -151,17 +154,23 @@ def load_splits(
 ) -> Splits:
     """Find the photos, check each of them, and give each a label and a split.
 
-    With `streaming`, only validation and test are loaded; the train photos stay in their shards.
+    `config_name` chooses one of several configurations. With `streaming`, only validation and test are loaded;
+    the train photos stay in their shards.
     Raises `UsageError` if there is no such dataset and `DataError` if it cannot be trained on.
     """
     columns = {"image_column": image_column_name, "label_column": label_column_name}
     if streaming:
         source, stream = open_stream(
-            dataset_name, revision=revision, **columns, on_broken=on_broken, shuffle_buffer=shuffle_buffer
+            dataset_name,
+            revision=revision,
+            config=config_name,
+            **columns,
+            on_broken=on_broken,
+            shuffle_buffer=shuffle_buffer,
         )
     else:
         groups = {"group_column": group_column_name, "group_pattern": group_pattern}
-        source, stream = read_source(dataset_name, revision=revision, **columns, **groups), None
+        source, stream = read_source(dataset_name, revision=revision, config=config_name, **columns, **groups), None
     if splits_file is not None:
         found, without_split = _apply_splits_file(source.photos, Path(splits_file))
         source = replace(source, photos=found, left_out=(*source.left_out, *without_split))
@@ -189,6 +198,7 @@ def load_splits(
     return Splits(
         name=dataset_name,
         revision=source.revision,
+        config=config_name,
         fingerprint=_fingerprint(photos, inspections, stream),
         labels=source.labels,
         images=source.images,
@@ -246,6 +256,7 @@ def load_shift_photos(
     shift = Splits(
         name=dataset_name,
         revision=source.revision,
+        config=None,
         fingerprint=_fingerprint(photos, inspections),
         labels=splits.labels,
         images=source.images,

@@ -74,7 +74,7 @@ def _inspect(image: dict | None, file: str, known: dict[str, Inspection]) -> Ins
     try:
         with reasons_in_one_line():
             # A row of a Hub dataset may lack its image.
-            image = image or {"bytes": b"", "path": None}
+            image = image if image and (image["bytes"] or image["path"]) else {"bytes": b"", "path": None}
             content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
             if not content:
                 raise BrokenPhoto("the file is empty")

@@ -15,6 +15,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm import tqdm
 
 from agritransfer.data.dataset import SPLITS, Splits, load_splits
+from agritransfer.data.readers.labels import refuse_odd_names
 from agritransfer.errors import DataError, PublishError, UsageError
 from agritransfer.evaluation.report import markdown_table
 from agritransfer.hub.client import download, last_part, patient_client, tag_commit, upload
@@ -34,6 +35,8 @@ def publish_dataset(
     Raises `DataError` if photos with GPS coordinates would be public and `PublishError` if the Hub does not serve the
     same photos.
     """
+    # Before the upload: as a table, these labels would not be read again.
+    refuse_odd_names(splits.name, splits.labels)
     placed = [note for note in splits.warnings if "GPS" in note]
     if placed and not private:
         raise DataError(f"{placed[0]}; or publish to a private repository")

@@ -24,8 +24,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification, TrainingArguments, pipeline
 
+from agritransfer.data.shards import open_stream
 from agritransfer.data.sources import read_source
-from agritransfer.data.streaming import open_stream
 from agritransfer.errors import DataError, PublishError, UsageError, in_one_line
 from agritransfer.evaluation.predictions import read_predictions
 from agritransfer.evaluation.results import KNOWN_FILE, read_results
@@ -267,11 +267,13 @@ def photos_to_compare(folder: Path, results: dict[str, Any]) -> tuple[list[Image
         name: words[words.index(f"--{name}_name") + 1] if f"--{name}_name" in words else None
         for name in ("image_column", "label_column")
     }
+    # Runs from before --dataset_config_name lack its entry.
+    version = {"revision": dataset["revision"], "config": dataset.get("config")}
     try:
         if dataset.get("streamed"):
-            source, _ = open_stream(dataset["name"], revision=dataset["revision"], **columns)
+            source, _ = open_stream(dataset["name"], **version, **columns)
         else:
-            source = read_source(dataset["name"], revision=dataset["revision"], **columns)
+            source = read_source(dataset["name"], **version, **columns)
     except (UsageError, DataError) as error:
         raise DataError(
             f"the test photos of this run are not at '{dataset['name']}'; publish where the run was trained ({error})"

@@ -71,6 +71,8 @@ def card_data(results: dict[str, Any], licence: str | None) -> ModelCardData:
                 dataset_type=dataset["name"] if split == "test" else results["shift"]["name"],
                 dataset_name=f"{dataset['name'] if split == 'test' else results['shift']['name']} ({title})",
                 dataset_split=title,
+                # Runs from before --dataset_config_name lack its entry.
+                dataset_config=dataset.get("config") if split == "test" else None,
                 dataset_revision=dataset["revision"] if split == "test" else None,
                 metric_type=metric,
                 metric_name=name,
@@ -255,6 +257,8 @@ def _calibration(results: dict[str, Any]) -> str:
 def _data(results: dict[str, Any]) -> str:
     dataset, splits = results["dataset"], results["splits"]
     where = f"revision `{dataset['revision']}`" if dataset["revision"] else "local photos"
+    if dataset.get("config"):
+        where = f"configuration `{dataset['config']}`, {where}"
     leakage, broken = splits["leakage"], splits["broken"]
     cut = {
         "official": "The splits are the official ones",

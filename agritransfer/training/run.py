@@ -261,6 +261,7 @@ def _data_facts(splits: Splits, shift: Splits | None, broken: list[str]) -> dict
         "dataset": {
             "name": splits.name,
             "revision": splits.revision,
+            "config": splits.config,
             "fingerprint": splits.fingerprint,
             "labels": splits.labels,
             "counts": {split: splits.label_counts(split) for split in SPLITS},

@@ -141,10 +141,10 @@ def test_a_table_that_cannot_be_right_is_refused(reason, tmp_path):
 
 def test_a_name_that_is_no_data_set_is_refused(tmp_path):
     (tmp_path / "leaves.pkl").touch()
-    (tmp_path / "leaves.zip").touch()
+    (tmp_path / "leaves.txt").touch()
     with pytest.raises(DataError, match="is a pickle, which can run code when it is read"):
         load_splits(str(tmp_path / "leaves.pkl"))
-    for name in (tmp_path / "nothing", tmp_path / "leaves.zip", "leaves"):
+    for name in (tmp_path / "nothing", tmp_path / "leaves.txt", "leaves"):
         with pytest.raises(UsageError, match="is neither a folder nor a Hub id") as refused:
             load_splits(str(name))
         assert refused.value.exit_code == 2
