@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from agritransfer.data.shards import TrainStream
-from agritransfer.errors import DataError, UsageError
+from agritransfer.errors import DataError, UsageError, in_one_line
 from agritransfer.images.broken_photos import BrokenPhoto
 from agritransfer.images.photo_dataset import EvaluationPixels, WholePhotos, collate, photo_item
 from agritransfer.wording import counted
