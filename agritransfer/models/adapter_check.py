@@ -43,8 +43,8 @@ def check_adapters(model: PeftModel, image_size: int) -> None:
         if not isinstance(layer, LoraLayer) and "base_layer" in dict(layer.named_children()):
             network = architecture_of(model.get_base_model())
             raise UsageError(
-                f"peft cannot merge adapters in {network}, which has a part called 'base_layer'; use train_finetune.py, "
-                "or choose another model"
+                f"peft cannot merge adapters in {network}, which has a part called 'base_layer'; "
+                "use train_finetune.py, or choose another model"
             )
         if isinstance(layer, LoraLayer) and not _can_be_merged(layer):
             kind = type(layer.get_base_layer()).__name__
