@@ -26,7 +26,7 @@ class DivergedError(RuntimeError):
 
 
 class StorageError(RuntimeError):
-    """A checkpoint or a cache file could not be written or read."""
+    """A model, a checkpoint or a cache file could not be written, or read as it was written."""
 
     exit_code = 1
 

@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedConfig
 
 from agritransfer.data.dataset import Splits
+from agritransfer.errors import StorageError
 from agritransfer.images.photo_dataset import collate
 from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.loading import labels_of, load_classifier
@@ -23,7 +24,7 @@ LOGIT_TOLERANCE = 1e-3
 def save_model(trainer: ImageTrainer, processor: PhotoProcessor, splits: Splits, base_model: dict | None) -> None:
     """Save the trained weights as a plain transformers model, with LoRA also as `adapter/`, and check both.
 
-    Raises `RuntimeError` if a saved model does not give the logits of the trained model or names other classes.
+    Raises `StorageError` if a saved model does not give the logits of the trained model or names other classes.
     """
     if not trainer.args.should_save:
         return
@@ -60,10 +61,10 @@ def _logits(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
 def _check_labels(config: PreTrainedConfig, labels: list[str], what: str) -> None:
     if (found := labels_of(config)) != labels:
-        raise RuntimeError(f"the classes of {what} are named {found} instead of {labels}; do not use it")
+        raise StorageError(f"the classes of {what} are named {found} instead of {labels}; do not use it")
 
 
 def _check_same(trained: torch.Tensor, loaded: torch.Tensor, what: str) -> None:
     difference = (trained - loaded).abs().max().item()
     if difference > LOGIT_TOLERANCE * max(1.0, trained.abs().max().item()):
-        raise RuntimeError(f"the logits of {what} differ from the trained model's by {difference:.3g}; do not use it")
+        raise StorageError(f"the logits of {what} differ from the trained model's by {difference:.3g}; do not use it")

@@ -553,7 +553,8 @@ def test_a_file_that_answers_unlike_torch_leaves_no_folder(exported_run, run_cop
     monkeypatch.setattr(export, "write_model", lambda _model, _side, path: onnx.save(other, path))
     before = {path.name for path in run_copy.iterdir()}
     with pytest.raises(
-        RuntimeError, match=r"the logits of model\.onnx differ from those of the trained model by 1; do not use it"
+        UsageError,
+        match=r"the logits of model\.onnx differ from those of the trained model by 1, so no file was written",
     ):
         export.export_onnx(run_copy)
     assert {path.name for path in run_copy.iterdir()} == before and "onnx" not in before

@@ -64,7 +64,8 @@ def export_onnx(folder: Path, photos: int | None = None) -> dict[str, Any]:
     """Write `onnx/` of a finished run: the model, its 8-bit form if that agrees, and `export.json`, which is returned.
 
     Both are checked on the validation photos of the run, at most `photos` of them. Raises `UsageError` without a
-    finished run, `UsageError` or `DataError` if its photos are gone, `RuntimeError` if the file differs from torch.
+    finished run, for a network that cannot be exported, or if the file differs from torch, and `UsageError` or
+    `DataError` if its photos are gone.
     """
     started = time.perf_counter()
     if photos is not None and photos < 1:

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from agritransfer.data.dataset import Splits
+from agritransfer.errors import UsageError
 from agritransfer.evaluation.intervals import clusters_of, wilson_interval
 from agritransfer.evaluation.novelty import Known
 from agritransfer.evaluation.predictions import read_predictions
@@ -76,12 +77,13 @@ def open_session(path: Path) -> InferenceSession:
 
 
 def check_same(reference: dict[str, np.ndarray], exported: dict[str, np.ndarray]) -> None:
-    """Raise `RuntimeError` if an output of the file differs from that of torch by more than rounding."""
+    """Raise `UsageError` if an output of the file differs from that of torch by more than rounding."""
     for name in OUTPUTS:
         difference = float(np.abs(reference[name] - exported[name]).max())
         if not difference <= LOGIT_TOLERANCE * max(1.0, float(np.abs(reference[name]).max())):
-            raise RuntimeError(
-                f"the {name} of model.onnx differ from those of the trained model by {difference:.3g}; do not use it"
+            raise UsageError(
+                f"the {name} of model.onnx differ from those of the trained model by {difference:.3g}, so no file was "
+                "written; predict and pipeline work without an export"
             )
 
 
