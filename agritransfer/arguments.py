@@ -20,8 +20,8 @@ class DataArguments:
         "data",
         None,
         "Hub dataset ID or local folder: class folders; train/, validation/ and test/ with class folders; photos "
-        "with metadata.csv (file_name,label[,split][,group]) or an export of Roboflow, COCO or Label Studio; or such a "
-        "table itself. Example: sample/leaves",
+        "with metadata.csv (file_name,label[,split][,group]) or an export of Roboflow, COCO or Label Studio; such a "
+        "table itself; or parquet files with the photos. Example: sample/leaves",
     )
     shift_dataset_name: str | None = _flag(
         "data",
@@ -30,16 +30,19 @@ class DataArguments:
         "trained on.",
     )
     dataset_revision: str | None = _flag("data", None, "Branch, tag or commit of a Hub dataset.")
+    dataset_config_name: str | None = _flag(
+        "data", None, "Configuration of a Hub dataset or parquet folder. Needed only if there are several."
+    )
     image_column_name: str | None = _flag(
         "data",
         None,
-        "Column of the photos in a Hub dataset, or of their paths in a table (`file_name` by default).",
+        "Column of the photos in a Hub dataset or parquet file, or of their paths in a table (`file_name` by default).",
     )
     label_column_name: str | None = _flag(
         "data",
         None,
-        "Column of the labels in a Hub dataset or in a table (`label` by default). Needed only if there are several "
-        "candidates.",
+        "Column of the labels in a Hub dataset, a parquet file or a table (`label` by default). Needed only if there "
+        "are several candidates.",
     )
     group_column_name: str | None = _flag(
         "data",
@@ -159,6 +162,7 @@ class DataArguments:
         names += ("splits_file", "max_photos_per_class", "max_train_samples", "streaming", "shuffle_buffer")
         return {
             "revision": self.dataset_revision,
+            "config_name": self.dataset_config_name,
             **{name: getattr(self, name) for name in names},
             **self.shift_options(),
         }

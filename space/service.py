@@ -15,7 +15,7 @@ import page
 from classifier import Answer, Classifier
 from feedback import NONE_OF_THESE, Feedback, NotStored
 from guard import MOST_PHOTOS
-from photos import Photo, PhotoError
+from photos import Photo, PhotoError, one_reason
 
 SCHEMA = 1
 MOST_ANSWERS = 5
@@ -118,8 +118,9 @@ class Service:
         return page.notice_html(texts["thanks"], code)
 
     def _answer(self, photo: dict | None) -> tuple[Answer, Photo]:
-        read = self.classifier.read(_source(photo))
-        return self.classifier.answer(read), read
+        with one_reason():
+            read = self.classifier.read(_source(photo))
+            return self.classifier.answer(read), read
 
     def _facts(self, answer: Answer, photo: Photo, code: str) -> dict[str, Any]:
         answers = []
@@ -185,4 +186,6 @@ def _source(photo: dict | None) -> Path | bytes:
 
 
 def _name(photo: dict) -> str:
-    return photo.get("orig_name") or Path(photo.get("path") or "").name
+    name = str(photo.get("orig_name") or Path(photo.get("path") or "").name)
+    # A name may hold bytes that are not UTF-8, which no answer could contain.
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -33,7 +33,7 @@ class PrivateName(NamedTuple):
 
 
 TRAINER, CALLBACKS = "agritransfer/training/trainer.py", "agritransfer/training/callbacks.py"
-PREPROCESSING, STREAMING = "agritransfer/images/preprocessing.py", "agritransfer/data/streaming.py"
+PREPROCESSING, SHARDS = "agritransfer/images/preprocessing.py", "agritransfer/data/shards.py"
 TABLE = [
     # Overridden: the first four are all that ImageTrainer overrides of the Trainer's private methods.
     PrivateName("transformers.Trainer._get_output_dir", TRAINER, "checkpoints have a folder of their own", ("trial",)),
@@ -110,18 +110,22 @@ TABLE = [
     ),
     PrivateName("accelerate.data_loader.DataLoaderAdapter.base_dataloader", TRAINER, "its workers ignore signals"),
     PrivateName(
-        "huggingface_hub.utils.httpx", "agritransfer/data/readers/hub.py", "the HTTP library of the Hub's client"
+        "huggingface_hub.utils.httpx",
+        "agritransfer/data/readers/reading_errors.py",
+        "the HTTP library of the Hub's client",
     ),
     PrivateName(
         "huggingface_hub.utils.parse_ratelimit_headers", "agritransfer/hub/client.py", "how long to wait", ("headers",)
     ),
-    PrivateName("huggingface_hub.constants.HF_HUB_OFFLINE", STREAMING, "refused before the Hub is asked"),
+    PrivateName("huggingface_hub.constants.HF_HUB_OFFLINE", SHARDS, "refused before the Hub is asked"),
     PrivateName(
         "huggingface_hub.constants.ENDPOINT", "agritransfer/hub/client.py", "the address in links and messages"
     ),
-    PrivateName("datasets.packaged_modules.parquet.parquet.Parquet", STREAMING, "which files can be streamed"),
-    PrivateName("datasets.packaged_modules.webdataset.webdataset.WebDataset", STREAMING, "which files can be streamed"),
-    PrivateName("datasets.BuilderConfig.data_files", STREAMING, "the shards of each split"),
+    PrivateName("datasets.packaged_modules.parquet.parquet.Parquet", SHARDS, "which files can be streamed"),
+    PrivateName("datasets.packaged_modules.webdataset.webdataset.WebDataset", SHARDS, "which files can be streamed"),
+    PrivateName(
+        "datasets.BuilderConfig.data_files", "agritransfer/data/readers/data_files.py", "the shards of each split"
+    ),
     PrivateName(
         "datasets.config.HF_DATASETS_CACHE", "agritransfer/runtime/disk_cache.py", "our caches lie beside its own"
     ),

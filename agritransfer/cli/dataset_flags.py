@@ -18,6 +18,7 @@ KINDS = {
 }
 SOURCE_FLAGS = (
     "dataset_revision",
+    "dataset_config_name",
     "image_column_name",
     "label_column_name",
     "group_column_name",

@@ -5,6 +5,7 @@ A file is decoded when its bytes are first seen on this machine; later runs reco
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,14 @@ from tqdm import tqdm
 
 from agritransfer.data.deduplication import SIDE, thumbnail
 from agritransfer.data.readers.source import Photo
-from agritransfer.errors import in_one_line
-from agritransfer.images.decoding import decode_photo, file_notes
+from agritransfer.images.broken_photos import BrokenPhoto, reasons_in_one_line
+from agritransfer.images.decoding import decode_photo
+from agritransfer.images.photo_notes import brightness_notes, file_notes
 from agritransfer.runtime.disk_cache import cache_folder, written_whole
 from agritransfer.runtime.process import available_cores, local_main_process_first
 
 # To be raised with every change to the content of an inspection or to the decoding of photos.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -69,27 +71,27 @@ def _known_as(digest: str, file: str) -> str:
 
 
 def _inspect(image: dict | None, file: str, known: dict[str, Inspection]) -> Inspection:
-    nothing = np.zeros((SIDE, SIDE), np.uint8)
     try:
-        # A row of a Hub dataset may lack its image.
-        image = image or {"bytes": b"", "path": None}
-        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        if not content:
-            return Inspection("the file is empty", "", nothing, (), (0, 0))
-        digest = hashlib.sha256(content).hexdigest()
-        if (earlier := known.get(_known_as(digest, file))) is not None:
-            return earlier
-        picture = decode_photo(content)
-        look, notes = thumbnail(picture), file_notes(content, file)
-    except (OSError, ValueError) as error:
-        return Inspection(in_one_line(error), "", nothing, (), (0, 0))
-    return Inspection("", digest, look, notes, picture.size)
+        with reasons_in_one_line():
+            # A row of a Hub dataset may lack its image.
+            image = image if image and (image["bytes"] or image["path"]) else {"bytes": b"", "path": None}
+            content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+            if not content:
+                raise BrokenPhoto("the file is empty")
+            digest = hashlib.sha256(content).hexdigest()
+            if (earlier := known.get(_known_as(digest, file))) is not None:
+                return earlier
+            picture = decode_photo(content)
+            look = thumbnail(picture)
+            return Inspection("", digest, look, file_notes(content, file) + brightness_notes(look), picture.size)
+    except BrokenPhoto as error:
+        return Inspection(str(error), "", np.zeros((SIDE, SIDE), np.uint8), (), (0, 0))
 
 
 def _memory_of(name: str) -> Path:
     place = Path(name).resolve() if Path(name).is_dir() else name
     what = f"{VERSION} {version('pillow')} {version('pillow-heif')} {place}"
-    return cache_folder("inspections") / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
+    return cache_folder("inspections") / f"{hashlib.sha256(os.fsencode(what)).hexdigest()[:24]}.npz"
 
 
 def _recall(path: Path) -> dict[str, Inspection]:

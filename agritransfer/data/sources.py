@@ -5,6 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from agritransfer.data.readers.folder import read_folder
+from agritransfer.data.readers.kind import (
+    contents_of,
+    files_in,
+    refuse_address,
+    refuse_archive,
+    refuse_archives,
+    refuse_config,
+)
 from agritransfer.data.readers.label_files import is_label_file, read_label_file
 from agritransfer.data.readers.metadata import Columns
 from agritransfer.data.readers.source import HUB_ID, PICKLE_SUFFIXES, Photo, Source
@@ -15,16 +23,17 @@ def read_source(
     name: str,
     *,
     revision: str | None = None,
+    config: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     group_column: str | None = None,
     group_pattern: str | None = None,
 ) -> Source:
-    """List the photos and labels of a folder or of a Hub dataset.
+    """List the photos and labels of a folder, a parquet file or a Hub dataset; `config` chooses its configuration.
 
     Raises `UsageError` if there is no dataset of that name and `DataError` if it cannot be read safely.
     """
-    source = _read(name, revision, image_column, label_column, group_column)
+    source = _read(name, revision, config, (image_column, label_column, group_column))
     if group_pattern is None:
         return source
     return replace(source, photos=_group_by_pattern(source.photos, group_pattern))
@@ -48,18 +57,53 @@ def _group_by_pattern(photos: list[Photo], group_pattern: str) -> list[Photo]:
 
 
 def _read(
-    name: str, revision: str | None, image_column: str | None, label_column: str | None, group_column: str | None
+    name: str, revision: str | None, config: str | None, columns: tuple[str | None, str | None, str | None]
 ) -> Source:
-    folder, columns = Path(name), Columns(image_column, label_column, group_column)
-    if folder.is_dir():
-        return read_folder(folder, columns)
-    if folder.is_file() and is_label_file(folder, image_column):
-        return read_label_file(folder, columns)
-    if folder.suffix.lower() in PICKLE_SUFFIXES:
+    path, of_table = Path(name), Columns(*columns)
+    # The readers of tables of photos are imported where they are needed: `datasets` takes longer to import than a small
+    # folder takes to audit.
+    if path.is_dir():
+        return _read_folder(name, path, config, columns)
+    if path.is_file() and is_label_file(path, of_table.file):
+        refuse_config(name, config)
+        return read_label_file(path, of_table)
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         raise DataError(f"'{name}' is a pickle, which can run code when it is read; use a folder of photos or parquet")
-    if folder.exists() or not HUB_ID.fullmatch(name):
+    if path.is_file():
+        refuse_archive(path)
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        from agritransfer.data.readers.parquet import read_parquet_file
+
+        refuse_config(name, config)
+        return read_parquet_file(path, *columns)
+    refuse_address(name)
+    if path.exists() or not HUB_ID.fullmatch(name):
         raise UsageError(f"'{name}' is neither a folder nor a Hub id such as user/photos; try sample/leaves")
-    # Imported here, since `datasets` takes longer to import than a small folder takes to audit.
     from agritransfer.data.readers.hub import read_hub
 
-    return read_hub(name, revision, image_column, label_column, group_column)
+    return read_hub(name, revision, config, *columns)
+
+
+def _read_folder(
+    name: str, folder: Path, config: str | None, columns: tuple[str | None, str | None, str | None]
+) -> Source:
+    contents = contents_of(files_in(folder))
+    refuse_archives(name, contents)
+    if contents.saved:
+        from agritransfer.data.readers.saved import read_saved
+
+        refuse_config(name, config)
+        return read_saved(name, folder, *columns)
+    if contents.tables:
+        from agritransfer.data.readers.parquet import holds_images, read_parquet_folder
+
+        with_images = next((file for file in contents.tables if holds_images(folder / file)), None)
+        if with_images is not None and contents.photos:
+            raise DataError(
+                f"'{name}' holds both photos ({len(contents.photos)}, such as {contents.photos[0]}) and a table of "
+                f"photos ({with_images}); move one of the two to a folder of its own"
+            )
+        if with_images is not None or not contents.photos:
+            return read_parquet_folder(name, folder, config, *columns)
+    refuse_config(name, config)
+    return read_folder(folder, Columns(*columns))

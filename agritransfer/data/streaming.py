@@ -6,220 +6,30 @@ arrival. Only train photos are streamed: validation and test are small enough to
 
 import hashlib
 import io
-from collections import Counter, deque
+import tarfile
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
 from itertools import count, islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import datasets
-import fsspec
-import huggingface_hub
-import pyarrow.parquet
+import pyarrow
 import torch
 from datasets.distributed import split_dataset_by_node
-from datasets.packaged_modules.parquet.parquet import Parquet
-from datasets.packaged_modules.webdataset.webdataset import WebDataset
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image
-from tqdm import tqdm
 from transformers import TrainingArguments
 
-from agritransfer.data.readers.hub import hub_errors, pick_columns, refuse_code, source_of_tables
-from agritransfer.data.readers.source import HUB_ID, SPLIT_NAMES, Source
+from agritransfer.data.shards import TrainStream
 from agritransfer.errors import DataError, UsageError, in_one_line
+from agritransfer.images.broken_photos import BrokenPhoto
 from agritransfer.images.photo_dataset import EvaluationPixels, WholePhotos, collate, photo_item
 from agritransfer.wording import counted
 
-KINDS = {Parquet: "parquet", WebDataset: "webdataset"}
-# Threads that read the footers of shards and mostly wait for the network.
-READERS = 8
 # Photos that are decoded in parallel while the next ones are read.
 CHUNK = 16
 # If sharing out whole shards would leave more than this share of the photos out, each process reads all shards.
 MOST_LEFT_OUT = 0.01
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file of train photos: a mark that identifies its content, and its photos per label (None: not known).
-
-    The label None counts the photos without a label.
-    """
-
-    mark: str
-    count: Counter | None
-
-
-@dataclass(frozen=True)
-class TrainStream:
-    """The train photos of a dataset as rows of bytes; `labels` are the possible names."""
-
-    rows: datasets.IterableDataset
-    shards: list[Shard]
-    image_column: str
-    label_column: str
-    names: list[str] | None
-    labels: list[str]
-    on_broken: Literal["stop", "skip"]
-    shuffle_buffer: int
-
-    @property
-    def counts(self) -> dict[str, int] | None:
-        """The number of photos of each label; None for shards without that information."""
-        if any(shard.count is None for shard in self.shards):
-            return None
-        total = sum((shard.count for shard in self.shards), Counter())
-        return {label: total[label] for label in self.labels}
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the content of all shards, in order."""
-        return hashlib.sha256("\n".join(shard.mark for shard in self.shards).encode()).hexdigest()
-
-    def label_of(self, row: dict[str, Any]) -> str | None:
-        """The label name of a row, or None if it has none."""
-        value = row
-        for part in self.label_column.split("."):
-            value = (value or {}).get(part)
-        return _label_name(value, self.names)
-
-    def has_label(self, row: dict[str, Any]) -> bool:
-        """Whether a row has a label."""
-        return self.label_of(row) is not None
-
-
-def open_stream(
-    name: str,
-    *,
-    revision: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    on_broken: Literal["stop", "skip"] = "stop",
-    shuffle_buffer: int = 1000,
-) -> tuple[Source, TrainStream]:
-    """The validation and test photos of a dataset, and its train photos as a stream.
-
-    Raises `UsageError` if there is no such dataset, and `DataError` if it lacks a split or its labels cannot be read.
-    """
-    if shuffle_buffer < 1:
-        raise UsageError(f"--shuffle_buffer must be at least 1; found {shuffle_buffer}")
-    kind, files, features, commit = _find_shards(name, revision)
-    left_out = [
-        f"the split '{key}' ({counted(len(of), 'file')})" for key, of in files.items() if key not in SPLIT_NAMES
-    ]
-    files = {SPLIT_NAMES[key]: of for key, of in files.items() if key in SPLIT_NAMES}
-    for split in ("train", "validation", "test"):
-        if split not in files:
-            raise DataError(
-                f"'{name}' has no {split} split (found: {sorted(files)}), and a streamed dataset cannot be split; add "
-                "one, as `agritransfer publish-dataset` does, or leave --streaming out"
-            )
-    with hub_errors(f"'{name}'"):
-        scored = datasets.load_dataset(
-            kind, data_files={split: files[split] for split in ("validation", "test")}, features=features
-        )
-        rows = datasets.load_dataset(
-            kind, data_files={"train": files["train"]}, split="train", features=features, streaming=True
-        )
-    scored = datasets.DatasetDict({split: _with_label_of_json(table) for split, table in scored.items()})
-    if kind == "webdataset" and label_column is None:
-        found = [column for column in ("cls", "json.label") if column in scored["test"].features]
-        label_column = found[0] if len(found) == 1 else None
-    image_column, label_column = pick_columns(name, scored["test"].features, image_column, label_column)
-    source = source_of_tables(name, scored, image_column, label_column, None)
-    names = _names_of(rows.features, label_column)
-    shards = _look_at_shards(name, kind, files["train"], label_column, names)
-    in_train = sum((shard.count or Counter() for shard in shards), Counter())
-    used = {*source.labels, *in_train} - {None}
-    labels = [label for label in names or sorted(used) if label in used]
-    wanted = (image_column, label_column.split(".")[0], "file", "__key__")
-    rows = rows.select_columns([column for column in wanted if column in rows.features])
-    rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    stream = TrainStream(rows, shards, image_column, label_column, names, labels, on_broken, shuffle_buffer)
-    if unlabelled := in_train[None]:
-        left_out.append(f"{counted(unlabelled, 'photo')} without a label in the split 'train'")
-        stream = replace(stream, rows=rows.filter(stream.has_label))
-    return replace(source, labels=labels, revision=commit, left_out=(*source.left_out, *left_out)), stream
-
-
-def _find_shards(
-    name: str, revision: str | None
-) -> tuple[str, dict[str, list[str]], datasets.Features | None, str | None]:
-    """The kind of a dataset's files, its files by split as `datasets` finds them, its features, its commit."""
-    is_folder, commit = Path(name).is_dir(), None
-    if not is_folder and not HUB_ID.fullmatch(name):
-        raise UsageError(
-            f"'{name}' is neither a folder nor a Hub id such as user/photos; use a dataset that can be streamed"
-        )
-    what = f"'{name}'" if is_folder else f"the Hub dataset '{name}'"
-    if not is_folder and huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise UsageError(f"{what} cannot be streamed with HF_HUB_OFFLINE=1; unset it or stream a local folder")
-    with hub_errors(what):
-        if not is_folder:
-            info = huggingface_hub.HfApi().dataset_info(name, revision=revision)
-            refuse_code(name, [file.rfilename for file in info.siblings])
-            commit = info.sha
-        builder = datasets.load_dataset_builder(name, revision=commit)
-    for parent, kind in KINDS.items():
-        if isinstance(builder, parent):
-            files = {str(split).lower(): list(files) for split, files in builder.config.data_files.items()}
-            return kind, files, builder.info.features, commit
-    raise UsageError(
-        f"{what} contains neither parquet nor WebDataset files, the only ones that can be streamed; leave --streaming "
-        "out, or convert the dataset to parquet: agritransfer publish-dataset"
-    )
-
-
-def _names_of(features: datasets.Features, label_column: str) -> list[str] | None:
-    feature = features.get(label_column)
-    return feature.names if isinstance(feature, datasets.ClassLabel) else None
-
-
-def _label_name(value: Any, names: list[str] | None) -> str | None:
-    # The Hub marks a hidden label with -1, which Python would take for the last class.
-    if value is None or value == -1:
-        return None
-    return names[value] if names else str(value)
-
-
-def _with_label_of_json(table: datasets.Dataset) -> datasets.Dataset:
-    """The table with a label column if the WebDataset keeps its labels in a JSON file beside each photo."""
-    if not isinstance(table.features.get("json"), dict) or "label" not in table.features["json"]:
-        return table
-    return table.add_column("json.label", [value["label"] for value in table["json"]])
-
-
-def _look_at_shards(name: str, kind: str, files: list[str], label_column: str, names: list[str] | None) -> list[Shard]:
-    look = partial(_look_at_parquet, label_column=label_column, names=names) if kind == "parquet" else _look_at_tar
-    with hub_errors(f"'{name}'"), ThreadPoolExecutor(READERS) as pool:
-        bar = tqdm(
-            pool.map(look, files), total=len(files), desc="reading shard footers", delay=2, leave=False, disable=None
-        )
-        return list(bar)
-
-
-def _look_at_parquet(file: str, label_column: str, names: list[str] | None) -> Shard:
-    """The labels, and a digest of the footer, which has the position, size and range of every column chunk."""
-    filesystem, path = fsspec.url_to_fs(file)
-    # Without a cache, since only a few bytes are read at several positions.
-    with filesystem.open(path, "rb", cache_type="none") as opened:
-        opened.seek(-8, 2)
-        length = int.from_bytes(opened.read(4), "little")
-        opened.seek(-8 - length, 2)
-        digest = hashlib.sha256(opened.read(length)).hexdigest()
-        labels = pyarrow.parquet.ParquetFile(opened).read(columns=[label_column]).column(0)
-    found = Counter()
-    for part in labels.value_counts().to_pylist():
-        found[_label_name(part["values"], names)] += part["counts"]
-    return Shard(f"{Path(path).name} {digest}", found)
-
-
-def _look_at_tar(file: str) -> Shard:
-    filesystem, path = fsspec.url_to_fs(file)
-    return Shard(f"{Path(path).name} {filesystem.size(path)}", None)
 
 
 class StreamedPhotos(torch.utils.data.IterableDataset):
@@ -307,9 +117,12 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
             yield from (item.result() for item in ahead)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        # Not `iter(rows)`, whose order differs in a loader worker.
-        for chunk in self.rows.iter(CHUNK):
-            yield from (dict(zip(chunk, values, strict=True)) for values in zip(*chunk.values(), strict=True))
+        try:
+            # Not `iter(rows)`, whose order differs in a loader worker.
+            for chunk in self.rows.iter(CHUNK):
+                yield from (dict(zip(chunk, values, strict=True)) for values in zip(*chunk.values(), strict=True))
+        except (ValueError, pyarrow.ArrowException, tarfile.TarError, DatasetGenerationError) as error:
+            raise DataError(f"a train shard is damaged ({in_one_line(error)}); replace the shards") from error
 
     def _item(self, row: dict[str, Any], decoded: bool) -> dict[str, Any]:
         image = row[self.stream.image_column] or {"bytes": None, "path": None}
@@ -317,15 +130,18 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
         file = row.get("file") or row.get("__key__") or image["path"] or hashlib.sha256(content).hexdigest()[:12]
         if not decoded:
             return photo_item(self.pixels, torch.zeros(1, 1, 3, dtype=torch.uint8), 0, file) | {"fault": None}
-        label, fault = self.stream.label_of(row), None
-        if label not in self.stream.labels:
-            fault = f"{file} (its label, {label}, is not in validation or test)"
+        fault = None
         try:
-            if fault is None:
+            label = self.stream.label_of(row)
+            if label not in self.stream.labels:
+                fault = f"{file} (its label, {label}, is not in validation or test)"
+            elif not content and image["path"]:
+                fault = f"{file} (only a path, '{image['path']}', and no photo)"
+            else:
                 pixels = self.pixels.read(content)
                 return photo_item(self.pixels, pixels, self.stream.labels.index(label), file) | {"fault": None}
-        except (OSError, ValueError) as error:
-            fault = f"{file} ({in_one_line(error)})"
+        except BrokenPhoto as error:
+            fault = f"{file} ({error})"
         return photo_item(self.pixels, self.pixels.read(_black_photo()), 0, file) | {"fault": fault}
 
 

@@ -24,8 +24,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification, TrainingArguments, pipeline
 
+from agritransfer.data.shards import open_stream
 from agritransfer.data.sources import read_source
-from agritransfer.data.streaming import open_stream
 from agritransfer.errors import DataError, PublishError, UsageError, in_one_line
 from agritransfer.evaluation.predictions import read_predictions
 from agritransfer.evaluation.results import KNOWN_FILE, read_results
@@ -42,6 +42,7 @@ from agritransfer.hub.client import (
 )
 from agritransfer.hub.model_card import eval_results, model_card
 from agritransfer.hub.ownership import local_files
+from agritransfer.images.broken_photos import BrokenPhoto
 from agritransfer.images.decoding import decode_photo
 from agritransfer.models.loading import check_labels, load_processor
 from agritransfer.models.lora import load_adapter
@@ -196,8 +197,8 @@ def write_example(photo: Path, target: Path) -> None:
     """
     try:
         picture = decode_photo(photo)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the example '{photo}' cannot be read: {in_one_line(error)}; choose another photo") from error
+    except BrokenPhoto as error:
+        raise DataError(f"the example '{photo}' cannot be read: {error}; choose another photo") from error
     bare = Image.new("RGB", picture.size)
     bare.paste(picture)
     bare.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
@@ -269,11 +270,13 @@ def photos_to_compare(folder: Path, results: dict[str, Any]) -> tuple[list[Image
         name: words[words.index(f"--{name}_name") + 1] if f"--{name}_name" in words else None
         for name in ("image_column", "label_column")
     }
+    # Runs from before --dataset_config_name lack its entry.
+    version = {"revision": dataset["revision"], "config": dataset.get("config")}
     try:
         if dataset.get("streamed"):
-            source, _ = open_stream(dataset["name"], revision=dataset["revision"], **columns)
+            source, _ = open_stream(dataset["name"], **version, **columns)
         else:
-            source = read_source(dataset["name"], revision=dataset["revision"], **columns)
+            source = read_source(dataset["name"], **version, **columns)
     except (UsageError, DataError) as error:
         raise DataError(
             f"the test photos of this run are not at '{dataset['name']}'; publish where the run was trained ({error})"

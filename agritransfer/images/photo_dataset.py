@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
+from agritransfer.errors import DataError
+from agritransfer.images.broken_photos import BrokenPhoto
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.preprocessing import PhotoProcessor, settings_text
 
@@ -96,9 +98,15 @@ class PhotoDataset(torch.utils.data.Dataset):
         return photo_item(self.pixels, pixels, self.labels[index], self.files[index])
 
     def decode(self, index: int) -> torch.Tensor:
-        """The pixels of one item from its file: uint8, of shape (height, width, 3)."""
+        """The pixels of one item from its file: uint8, of shape (height, width, 3).
+
+        Raises `DataError` with the name of a photo that was damaged or lost since it was checked.
+        """
         image = self.images[self.rows[index]]["image"]
-        return self.pixels.read(image["bytes"] or image["path"])
+        try:
+            return self.pixels.read(image["bytes"] or image["path"])
+        except BrokenPhoto as error:
+            raise DataError(f"{self.files[index]}, whole when it was checked: {error}; restore it") from error
 
 
 def photo_item(kind: EvaluationPixels | WholePhotos, pixels: torch.Tensor, label: int, file: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from PIL import Image
 from agritransfer.data import file_checks as inspections
 from agritransfer.data.file_checks import inspect
 from agritransfer.data.sources import read_source
+from agritransfer.images.decoding import decode_photo
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +95,24 @@ def test_a_damaged_memory_is_forgotten(folder, cache, decoded):
     assert len(decoded) == 12
     look(folder)
     assert len(decoded) == 12
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, MemoryError, OverflowError, RuntimeError])
+def test_whatever_a_decoder_raises_is_the_reason_of_that_photo(error, folder, monkeypatch):
+    def fail_on_blue(content: bytes) -> Image.Image:
+        if content == blue:
+            raise error("of one photo")
+        return decode_photo(content)
+
+    Image.new("RGB", (20, 50), "blue").save(folder / "rust/0.png")
+    blue = (folder / "rust/0.png").read_bytes()
+    monkeypatch.setattr(inspections, "decode_photo", fail_on_blue)
+    reasons = {file: inspection.reason for file, inspection in look(folder).items()}
+    assert reasons.pop("rust/0.png") and set(reasons.values()) == {""} and len(reasons) == 5
+
+
+def test_a_file_that_cannot_be_read_is_named_without_its_folder(folder):
+    source = read_source(str(folder))
+    (folder / "rust/0.png").unlink()
+    reasons = {seen.reason for seen in inspect(source.images, source.photos, str(folder))}
+    assert reasons == {"", "No such file or directory"}

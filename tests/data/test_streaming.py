@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import COLOURS, ROOT
@@ -326,6 +328,76 @@ def test_a_label_of_the_shards_that_nothing_is_scored_on_ends_the_run(tiny_vit, 
     flags = ("--dataset_name", folder, "--model_name_or_path", tiny_vit, "--output_dir", tmp_path / "run", *STREAM)
     code, _, err = run_script("train_finetune.py", *flags, "--max_steps", "3")
     assert code == 3 and "train-0-4 (its label, 7, is not in validation or test)" in err
+
+
+def test_labels_of_a_stream_are_aligned_by_name_or_refused(tmp_path):
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=LABELS[::-1])}
+
+    def reorder(path: Path) -> None:
+        table = datasets.Dataset.from_parquet(str(path)).remove_columns("file")
+        labels = [LABELS[::-1].index(LABELS[label]) for label in table["label"]]
+        columns = {"image": [dict(row) for row in table.cast_column("image", datasets.Image(decode=False))["image"]]}
+        table = datasets.Dataset.from_dict(columns | {"label": labels}, features=datasets.Features(features))
+        table.to_parquet(path)
+
+    folder = put_parquet(tmp_path / "shards", [6, 6])
+    names_of_test = [photo.label for photo in load_splits(str(folder), streaming=True).of("test")]
+    reorder(folder / "data/test-00000-of-00001.parquet")
+    splits = load_splits(str(folder), streaming=True)
+    assert splits.labels == LABELS
+    assert [photo.label for photo in splits.of("test")] == names_of_test
+    reorder(folder / "data/train-00001-of-00002.parquet")
+    with pytest.raises(DataError, match="train shards of .* name their classes differently .* leave --streaming out"):
+        load_splits(str(folder), streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"label": 3},
+            r"row 2 \(counted from 0\) of data/train-00001-of-00002.parquet has the label 3, but there are 3",
+        ),
+        ({"label": -2}, r"row 2 \(counted from 0\) of data/train-00001-of-00002.parquet has the label -2"),
+    ],
+)
+def test_a_label_of_the_shards_that_names_no_class_is_refused_before_training(row, words, tmp_path):
+    # Written as plain numbers that the README names, since `datasets` checks those that it names itself.
+    folder = put_parquet(
+        tmp_path / "shards",
+        [6, 6],
+        lambda old: (
+            {"photo": old["photo"], "file": old["file"], "label": LABELS.index(old["label"])}
+            | (row if old["file"] == "train-1-2" else {})
+        ),
+        names=None,
+    )
+    for path in (folder / "data").glob("*.parquet"):
+        table = pq.read_table(path)
+        numbers = [
+            int(label) if label.lstrip("-").isdigit() else LABELS.index(label) for label in table["label"].to_pylist()
+        ]
+        table = table.set_column(table.column_names.index("label"), "label", pa.array(numbers))
+        pq.write_table(table.replace_schema_metadata(None), path)
+    names = "".join(f"          '{number}': {name}\n" for number, name in enumerate(LABELS))
+    label = f"  - name: label\n    dtype:\n      class_label:\n        names:\n{names}"
+    head = "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n"
+    (folder / "README.md").write_text(f"{head}{label}  - name: file\n    dtype: string\n---\n")
+    with pytest.raises(DataError, match=words):
+        load_splits(str(folder), streaming=True)
+
+
+def test_tars_with_odd_labels_or_without_photos_are_refused(tmp_path):
+    folder = put_tars(tmp_path / "tars", [6], "json", lambda row: row | {"label": ["a", "b"]})
+    photos, _ = share(folder, max_steps=1)
+    assert "the label ['a', 'b']; use text or whole numbers" in next(iter(photos))["faults"][0]
+    (folder / "train/00000.tar").write_bytes(b"junk" * 300)
+    with pytest.raises(DataError, match="train/00000.tar of .* is no tar file with photos"):
+        load_splits(str(folder), streaming=True)
+    refused = datasets.Dataset.from_dict({"image": [b"x"], "label": ["a"]})
+    refused.save_to_disk(tmp_path / "saved")
+    with pytest.raises(UsageError, match="was written by save_to_disk and cannot be streamed; leave --streaming out"):
+        load_splits(str(tmp_path / "saved"), streaming=True)
 
 
 WATCHED = """

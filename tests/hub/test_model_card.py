@@ -64,6 +64,9 @@ def test_scores_on_a_data_set_of_the_hub_are_told_to_the_hub():
     (entry,) = eval_results(facts)
     assert entry["dataset"] == {"id": "user/leaves", "task_id": "image-classification", "revision": "abc"}
     assert entry["value"] == 0.7465
+    chosen = results(dataset=facts["dataset"] | {"config": "lab"})
+    assert card_data(chosen, None).to_dict()["model-index"][0]["results"][0]["dataset"]["config"] == "lab"
+    assert "`user/leaves` (configuration `lab`, revision `abc`)" in card_of(chosen)
     local = results(dataset=facts["dataset"] | {"name": "leaves", "revision": None})
     assert eval_results(local) == [] and "datasets" not in card_data(local, None).to_dict()
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from mutants import tiff_of
 from PIL import Image
 
+from agritransfer.images.broken_photos import BrokenPhoto
 from agritransfer.images.decoding import decode_photo
 from pictures import UPRIGHT, encode, noise
 
@@ -37,12 +39,15 @@ def difference(photo: Image.Image, expected: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("file_format", ["JPEG", "MPO", "PNG", "WEBP", "TIFF", "HEIF"])
 def test_every_exif_orientation_gives_the_same_upright_photo(file_format, orientation):
     stored = UPRIGHT.transpose(AS_STORED[orientation]) if orientation in AS_STORED else UPRIGHT
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert difference(decode_photo(encode(stored, file_format, exif=exif)), UPRIGHT) < 5
+    frames = {"save_all": True, "append_images": [stored]} if file_format == "MPO" else {}
+    # A HEIC says twice how it is turned, in its own words and in the EXIF data.
+    content = encode(stored, file_format, exif=exif.tobytes(), **frames)
+    assert difference(decode_photo(content), UPRIGHT) < 5
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF"])
@@ -95,49 +100,17 @@ def test_of_several_frames_the_first_is_taken(file_format):
     assert difference(decode_photo(content), UPRIGHT) < 5
 
 
-@pytest.mark.parametrize("mode", ["F", "I"])
-def test_32_bit_pixels_without_a_known_range_are_refused(mode):
-    with pytest.raises(ValueError, match="32-bit numbers of unknown range"):
-        decode_photo(encode(Image.new(mode, (8, 8), 70000), "TIFF"))
-
-
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF"])
 def test_a_truncated_photo_is_refused_wherever_it_ends(file_format):
     content = encode(noise(60, 40), file_format)
     for share in (0.05, 0.3, 0.6, 0.9):
-        with pytest.raises((OSError, ValueError)):
+        with pytest.raises(BrokenPhoto):
             decode_photo(content[: int(share * len(content))])
-
-
-# A TIFF of damaged tags makes Pillow warn before it refuses the file.
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF"])
-def test_a_damaged_photo_is_read_or_refused_with_a_reason_in_one_of_two_kinds(file_format):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    content = encode(noise(60, 40), file_format, **({} if file_format == "BMP" else {"exif": exif}))
-    random = np.random.default_rng(0)
-    refused = 0
-    for attempt in range(200):
-        damaged = bytearray(content)
-        # The header by turns, because it is a small part of the file.
-        for place in random.integers(0, 200 if attempt % 2 else len(content), size=4):
-            damaged[place] = random.integers(256)
-        try:
-            decode_photo(bytes(damaged))
-        except (OSError, ValueError):
-            refused += 1
-    assert refused > 5
-
-
-def test_a_photo_of_unreadable_orientation_is_refused():
-    with pytest.raises(ValueError, match="not a TIFF file"):
-        decode_photo(encode(UPRIGHT, "PNG", exif=b"Exif\0\0garbage"))
 
 
 @pytest.mark.parametrize("content", [b"", b"a text file\n", encode(UPRIGHT, "GIF")], ids=["empty", "text", "gif"])
 def test_what_is_no_photo_is_refused_with_the_allowed_formats(content):
-    with pytest.raises(ValueError, match="not a photo in any of the formats JPEG, PNG, WEBP, BMP, TIFF, HEIF"):
+    with pytest.raises(BrokenPhoto, match="not a photo in any of the formats JPEG, PNG, WEBP, BMP, TIFF, HEIF"):
         decode_photo(content)
 
 
@@ -159,7 +132,7 @@ def bmp_that_claims(width: int, height: int) -> bytes:
 def test_a_photo_over_64_million_pixels_is_refused_from_its_header(claim: Callable, size: tuple[int, int]):
     content = claim(*size)
     images_made = Image.core.get_stats()["new_count"]
-    with pytest.raises(ValueError, match="over 64 million pixels; resize it"):
+    with pytest.raises(BrokenPhoto, match="over 64 million pixels; resize it"):
         decode_photo(content)
     assert Image.core.get_stats()["new_count"] == images_made
 
@@ -169,8 +142,44 @@ def test_a_photo_of_a_phone_is_not_too_large(size, monkeypatch):
     # The Space, whose tests run in the same process, lowers Pillow's own limit.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)
     # Refused as well, but for what it lacks: the pixels that its header promises.
-    with pytest.raises(OSError, match="truncated"):
+    with pytest.raises(BrokenPhoto, match="truncated"):
         decode_photo(png_that_claims(*size))
+
+
+def heic_that_claims(width: int, height: int) -> bytes:
+    content = bytearray(encode(noise(96, 80), "HEIF", tile_size=64))
+    assert content.count(b"ispe") == 2
+    # The size of the tiles, which Pillow does not know.
+    place = content.rindex(b"ispe") + 8
+    content[place : place + 8] = struct.pack(">LL", width, height)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (2**24, 64)])
+def test_a_heic_whose_tiles_are_too_large_is_refused_from_its_header(size):
+    with pytest.raises(BrokenPhoto, match=f"^{size[0]} x {size[1]} is over 64 million pixels; resize it$"):
+        decode_photo(heic_that_claims(*size))
+
+
+def test_a_strip_is_refused_that_would_become_gigabytes_when_its_shorter_side_is_enlarged():
+    with pytest.raises(BrokenPhoto, match="^2 x 202 is over 100 times as long as wide; crop it$"):
+        decode_photo(encode(Image.new("L", (2, 202)), "PNG"))
+    assert decode_photo(encode(Image.new("L", (2, 200)), "PNG")).size == (2, 200)
+
+
+def test_grey_of_12_bits_and_grey_negatives_keep_their_brightness():
+    # Two values of 12 bits in three bytes: black and white.
+    packed = np.tile(np.array([[0x00, 0x0F, 0xFF]], np.uint8), (4, 4))[:, :, None]
+    assert np.asarray(decode_photo(tiff_of(packed, 1, bits=12)))[0, :2, 0].tolist() == [0, 255]
+    negative = np.full((4, 4, 1), 65535 - 257, np.uint16)
+    assert np.asarray(decode_photo(tiff_of(negative, 0)))[0, 0, 0] == 1
+
+
+def test_a_reduced_photo_is_never_a_preview_in_the_file():
+    with_preview = encode(Image.linear_gradient("L").convert("RGB"), "HEIF", thumbnails=[128])
+    with Image.open(io.BytesIO(with_preview)) as image:
+        assert image.info["thumbnails"]
+    assert decode_photo(with_preview, least_side=50).size == (256, 256)
 
 
 def run_alone(code: str, folder: Path) -> subprocess.CompletedProcess:

@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from agritransfer.images.photo_dataset import EvaluationPixels, WholePhotos, training_pixels
+from agritransfer.errors import DataError
+from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset, WholePhotos, training_pixels
 from agritransfer.images.preprocessing import describe_processor
 from pictures import PROCESSORS, UPRIGHT, described, encode, noise, timm_model
 
@@ -52,3 +53,10 @@ def test_what_a_photo_will_take_is_known_before_it_is_decoded():
     for pixels in (WholePhotos(73), EvaluationPixels(describe_processor(PROCESSORS["dinov2"]()))):
         for width, height in ((150, 101), (99, 150), (64, 64), (3000, 70)):
             assert tuple(pixels.read(encode(noise(width, height), "PNG")).shape[:2]) == pixels.shape(width, height)
+
+
+def test_a_photo_that_was_lost_since_it_was_checked_ends_the_run_with_its_name(tmp_path):
+    images = [{"image": {"path": str(tmp_path / "gone.jpg"), "bytes": None}}]
+    dataset = PhotoDataset(images, [0], [0], ["rust/gone.jpg"], WholePhotos(64))
+    with pytest.raises(DataError, match="^rust/gone.jpg, whole when it was checked: No such file or directory"):
+        dataset[0]

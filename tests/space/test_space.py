@@ -6,15 +6,18 @@ import io
 import json
 import shutil
 import string
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from conftest import ROOT
+from mutants import exif_block, tiff_of
 from PIL import Image, ImageFilter
 from processors import KINDS
 from safetensors.numpy import load_file, save
@@ -29,6 +32,7 @@ from classifier import SCHEMA, Answer, Classifier, fastest_session
 from guard import names_an_address
 from photos import Photo, PhotoError, advice, model_pixels, read_photo, seen_part
 from pictures import noise
+from service import Service
 
 SPACE = ROOT / "space"
 
@@ -39,6 +43,8 @@ LEAVES = (
 )
 
 
+# The size box of the tiles of a HEIC.
+TILE, HUGE_TILE = (b"ispe" + struct.pack(">LLL", 0, side, side) for side in (64, 20_000))
 EXAMPLES = sorted((SAMPLE / "examples").glob("*.jpg"))
 
 
@@ -57,9 +63,9 @@ def test_its_pixels_are_those_of_the_processor(kind):
         assert np.abs(model_pixels(noise(*size), recipe)[0] - theirs).max() < 1e-5
 
 
-def test_it_makes_pixels_with_the_same_file_as_the_package():
-    ours = (ROOT / "agritransfer/images/recipe_pixels.py").read_bytes()
-    assert (SPACE / "recipe_pixels.py").read_bytes() == ours
+@pytest.mark.parametrize("file", ["images/recipe_pixels.py", "spreadsheet.py"])
+def test_it_makes_pixels_and_tables_with_the_same_files_as_the_package(file):
+    assert (SPACE / Path(file).name).read_bytes() == (ROOT / "agritransfer" / file).read_bytes()
 
 
 def test_it_decodes_as_the_training_does(tmp_path):
@@ -76,8 +82,15 @@ def test_it_decodes_as_the_training_does(tmp_path):
         "clear.png": encoded(clear, "PNG"),
         "sixteen.png": encoded(sixteen, "PNG"),
         "sixteen.tif": encoded(sixteen, "TIFF"),
+        "sixteen_big_endian.tif": encoded(Image.fromarray(np.asarray(sixteen).astype(">u2")), "TIFF"),
         "phone.heic": encoded(photo, "HEIF"),
-        **{f"turned.{kind}": encoded(photo, kind, exif=turned) for kind in ("JPEG", "PNG", "WEBP", "TIFF")},
+        **{
+            f"turned.{kind}": encoded(photo, kind, exif=turned.tobytes())
+            for kind in ("JPEG", "PNG", "WEBP", "TIFF", "HEIF")
+        },
+        "12_bits.tif": tiff_of(np.random.default_rng(0).integers(256, size=(40, 90, 1), dtype=np.uint8), 1, bits=12),
+        "negative.tif": tiff_of(np.asarray(sixteen)[:, :, None], 0),
+        "damaged.jpg": encoded(photo, "JPEG", exif=exif_block((0x0112, 3, 1, b"\0\6"), (0x011A, 2, 4, b"abc"))),
     }
     for name, content in files.items():
         path = tmp_path / name
@@ -236,11 +249,31 @@ def test_what_would_make_a_better_photo_is_measured_on_it():
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "error_no_photo"),
         (encoded(noise(40, 40), "JPEG")[:500], "error_no_photo"),
         (encoded(noise(40, 40), "GIF"), "error_no_photo"),
+        (tiff_of(np.zeros((8, 8, 4), np.uint8), 2), "error_no_photo"),
+        (tiff_of(np.zeros((8, 8, 5), np.uint8), 2, [0, 0]), "error_no_photo"),
+        (tiff_of(np.zeros((8, 8, 1), np.float32), 1, kind=3), "error_no_photo"),
+        (tiff_of(np.zeros((8, 8, 1), np.int8), 1, kind=2), "error_no_photo"),
+        (encoded(Image.new("L", (2, 300)), "PNG"), "error_no_photo"),
+        (encoded(noise(96, 80), "HEIF", tile_size=64).replace(TILE, HUGE_TILE), "error_pixels"),
         (encoded(Image.new("L", (6400, 6300)), "PNG"), "error_pixels"),
         (encoded(Image.new("L", (30_000, 30_000)), "PNG"), "error_pixels"),
         (b"\xff\xd8\xff" + bytes(12_000_000), "error_bytes"),
     ],
-    ids=["empty", "svg", "torn", "gif", "large", "bomb", "bytes"],
+    ids=[
+        "empty",
+        "svg",
+        "torn",
+        "gif",
+        "infrared",
+        "five",
+        "float",
+        "signed",
+        "strip",
+        "tiles",
+        "large",
+        "bomb",
+        "bytes",
+    ],
 )
 def test_what_is_no_photo_is_refused_with_a_reason(content, key, tmp_path):
     path = tmp_path / "photo"
@@ -251,6 +284,23 @@ def test_what_is_no_photo_is_refused_with_a_reason(content, key, tmp_path):
         assert error.value.key == key
     with pytest.raises(PhotoError):
         read_photo(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize("error", [TypeError, AttributeError, MemoryError, ZeroDivisionError, RuntimeError])
+def test_whatever_one_photo_raises_the_others_of_a_batch_are_answered(error, classifier, monkeypatch):
+    service, calls = Service(classifier, "sample", None, None), []
+    answer = classifier.answer
+
+    def fail_once(photo: Photo) -> Answer:
+        calls.append(photo)
+        if len(calls) == 2:
+            raise error("of one photo")
+        return answer(photo)
+
+    monkeypatch.setattr(classifier, "answer", fail_once)
+    photos = [{"path": str(path), "orig_name": path.name} for path in EXAMPLES[:3]]
+    request = SimpleNamespace(headers={})
+    assert [row["verdict"] == "broken" for row in service.diagnose_batch(photos, request)] == [False, True, False]
 
 
 def test_every_language_has_every_text_with_the_same_numbers_in_it():
@@ -311,13 +361,15 @@ def test_a_verdict_is_one_plain_sentence_in_every_language():
 def test_nothing_that_comes_from_outside_is_run():
     hostile = "<script>alert(1)</script>"
     row = {"file": f"{hostile}.jpg", "verdict": "answer", "first": hostile, "chance": 0.5, "note": hostile}
-    table = page.table_html([row | {"thumbnail": ""}, row | {"file": "=1+1", "thumbnail": ""}], "en")
+    formulas = {"file": "=1+1", "first": "@a", "note": "\tb"}
+    table = page.table_html([row | {"thumbnail": ""}, row | formulas | {"thumbnail": ""}], "en")
     shown = page.answer_html(answer("answer", hostile), Photo(noise(20, 20), 20), "en", with_evidence=True)
     for content in (table, shown):
         assert "<script" not in content and "&lt;script" in content
     file = page.base64.b64decode(table.split("data:text/csv;base64,")[1].split('"')[0]).decode("utf-8-sig")
     rows = list(csv.DictReader(io.StringIO(file)))
     assert [row["file"] for row in rows] == [f"{hostile}.jpg", "'=1+1"]
+    assert (rows[1]["label"], rows[1]["note"]) == ("'@a", "'\tb")
     assert rows[0]["probability"] == "0.5000" and rows[0]["verdict"] == "answer"
 
 

@@ -173,9 +173,10 @@ def _load_photos(folder: Path, dataset: dict[str, Any]) -> Splits:
         splits = load_splits(
             name,
             revision=dataset["revision"],
+            config_name=dataset.get("config"),
             splits_file=str(folder / "splits.csv"),
             on_leakage="keep",
-            # Runs from before --streaming lack this entry.
+            # Runs from before --streaming and --dataset_config_name lack these entries.
             streaming=dataset.get("streamed", False),
         )
     except (UsageError, DataError) as error:
