@@ -128,6 +128,16 @@ def test_a_network_whose_logits_are_those_of_its_head_passes_unchanged(kind):
     assert torch.equal(logits(model, pixels()), before)
 
 
+def test_a_convolution_of_one_pixel_is_a_head():
+    small = timm("resnetv2_18", layers=(1, 1, 1, 1), channels=(16, 16, 32, 32))
+    model = AutoModelForImageClassification.from_config(small)
+    check_head(model, 32)
+    assert find_head(model) == ("timm_model.head.fc", model.timm_model.head.fc)
+    assert model.timm_model.head.fc.weight.shape == (3, 32, 1, 1)
+    train_layers(model, "1")
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} >= {"timm_model.head.fc.weight"}
+
+
 def two_headed(kind: str) -> torch.nn.Module:
     if kind == "deit":
         return DeiTForImageClassificationWithTeacher(DeiTConfig(**TINY))
