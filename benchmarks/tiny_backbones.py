@@ -159,7 +159,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 TIMM_VIT = {"img_size": SIDE, "depth": 2, "embed_dim": 32, "num_heads": 2}
 FOUR = (1, 1, 1, 2)
 # Families whose smallest photo is larger.
-SIDES = {"efficientformer": 224, "eva": 56}
+SIDES = {"eva": 56}
 # The variant and its reduced arguments for families of timm, by the module that holds them.
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "beit": ("beit_base_patch16_224", TIMM_VIT),
@@ -167,15 +167,14 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "cait": ("cait_xxs24_224", TIMM_VIT | {"depth_token_only": 1}),
     "convit": ("convit_tiny", TIMM_VIT | {"local_up_to_layer": 1, "embed_dim": 16}),
     "convnext": ("test_convnext", {}),
-    "crossvit": ("crossvit_9_240", {"embed_dim": (16, 32), "depth": ((1, 2, 0), (1, 2, 0)), "num_heads": (2, 2)}),
+    "cspnet": ("cs3darknet_focus_s", {}),
+    "cspnext": ("cspnext_tiny", {}),
     "davit": ("davit_tiny", {"depths": (1, 1), "embed_dims": (16, 32), "num_heads": (2, 2)}),
     "deit": ("deit_tiny_patch16_224", TIMM_VIT),
     "densenet": ("densenet121", {"growth_rate": 8, "block_config": (2, 3)}),
     "dla": ("dla46x_c", {}),
     "dpn": ("dpn48b", {"k_sec": (1, 1, 1, 1)}),
     "edgenext": ("edgenext_xx_small", {"depths": FOUR, "dims": (8, 16, 24, 32)}),
-    "efficientformer": ("efficientformer_l1", {"depths": FOUR, "embed_dims": (8, 16, 24, 32)}),
-    "efficientformer_v2": ("efficientformerv2_s0", {"img_size": SIDE, "depths": FOUR}),
     "efficientnet": ("test_efficientnet", {}),
     "efficientvit_mit": ("efficientvit_b0", {}),
     "eva": ("eva02_tiny_patch14_224", {"img_size": 56, "depth": 2, "embed_dim": 32, "num_heads": 2}),
@@ -184,7 +183,7 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "fastvit": ("fastvit_t8", {"layers": FOUR, "embed_dims": (16, 16, 32, 32)}),
     "hiera": ("hiera_tiny_224", {"img_size": SIDE, "embed_dim": 16, "stages": FOUR}),
     "inception_next": ("inception_next_atto", {"depths": FOUR}),
-    "levit": ("levit_128s", {"img_size": SIDE, "depth": (1, 1, 2)}),
+    "levit": ("levit_128s", {"img_size": SIDE, "depth": (1, 1, 2), "distilled": False}),
     "mambaout": ("test_mambaout", {}),
     "maxxvit": ("test_coatnet", {"img_size": SIDE}),
     "mobilenetv3": ("mobilenetv3_small_050", {}),
@@ -194,6 +193,7 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "regnet": ("regnetx_002", {}),
     "repvit": ("repvit_m0_9", {"depth": FOUR}),
     "res2net": ("res2net50_48w_2s", {"layers": (1, 1, 1, 1)}),
+    "resnest": ("resnest14d", {}),
     "resnet": ("test_resnet", {}),
     "resnetv2": ("resnetv2_18", {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}),
     "rexnet": ("rexnet_100", {"depth_mult": 0.3}),
