@@ -66,6 +66,14 @@ class DataArguments:
         "What to do with training photos that are also in the validation or test split: drop and count them, keep "
         "them, or stop with exit code 3.",
     )
+    classes: list[str] | None = _flag(
+        "data",
+        None,
+        "Use only the photos whose label matches one of these patterns. Example: 'Tomato*' Potato/healthy",
+    )
+    max_photos_per_class: int | None = _flag(
+        "data", None, "Train on at most N photos of each class, drawn with --split_seed.", allowed=COUNT
+    )
     max_train_samples: int | None = _flag(
         "data", None, "Train on at most N photos, drawn with --split_seed.", allowed=COUNT
     )
@@ -159,7 +167,7 @@ class DataArguments:
     def split_options(self) -> dict[str, Any]:
         """The keyword arguments of `load_splits`."""
         names = ("group_column_name", "group_pattern", "validation_fraction", "test_fraction", "split_seed")
-        names += ("splits_file", "max_train_samples", "streaming", "shuffle_buffer")
+        names += ("splits_file", "max_photos_per_class", "max_train_samples", "streaming", "shuffle_buffer")
         return {
             "revision": self.dataset_revision,
             **{name: getattr(self, name) for name in names},
@@ -168,7 +176,7 @@ class DataArguments:
 
     def shift_options(self) -> dict[str, Any]:
         """The keyword arguments of `load_shift_photos`, apart from name and labels."""
-        names = ("image_column_name", "label_column_name", "on_broken", "on_leakage", "max_eval_samples")
+        names = ("image_column_name", "label_column_name", "classes", "on_broken", "on_leakage", "max_eval_samples")
         return {name: getattr(self, name) for name in names}
 
 

@@ -1,4 +1,7 @@
-"""How are a number of things and a list of names written in a message?"""
+"""How are numbers, lists and file names written in a message?"""
+
+import re
+import unicodedata
 
 
 def counted(number: int, singular: str, plural: str | None = None) -> str:
@@ -9,3 +12,32 @@ def counted(number: int, singular: str, plural: str | None = None) -> str:
 def listed(names: list[str]) -> str:
     """Names as in a sentence, such as `rust, mosaic and blight`."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def escaped(name: str) -> str:
+    """A file name in printable UTF-8, reversed by `unescaped`.
+
+    Linux allows any bytes in a name. Those that are not UTF-8 and control characters become `\\xNN`, and a backslash
+    is doubled, so every other name stays as it is.
+    """
+    return "".join(_escaped(character) for character in name)
+
+
+def _escaped(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    # Python decodes a byte that is not UTF-8 as a surrogate. Control characters and separators would break a line.
+    if unicodedata.category(character) in ("Cs", "Cc", "Zl", "Zp"):
+        return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+    return character
+
+
+def unescaped(name: str) -> str:
+    """The file name that `escaped` wrote."""
+    as_bytes = name.encode("utf-8", "surrogateescape")
+    original = re.sub(rb"\\(?:x([0-9a-f]{2})|\\)", _unescaped, as_bytes)
+    return original.decode("utf-8", "surrogateescape")
+
+
+def _unescaped(found: re.Match) -> bytes:
+    return bytes.fromhex(found.group(1).decode()) if found.group(1) else b"\\"

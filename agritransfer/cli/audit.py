@@ -12,6 +12,8 @@ import io
 import json
 from pathlib import Path
 
+from agritransfer.cli.dataset_flags import SOURCE_FLAGS, add_dataset_flags
+
 CROP = 0.9
 CROPPED = 64
 SHEET = 24
@@ -19,23 +21,17 @@ SHEET = 24
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument("dataset", help="Hub id or folder, as for --dataset_name of the training scripts")
-    parser.add_argument(
-        "--output", type=Path, default=Path("audit.json"), help="the report to write (default: %(default)s)"
-    )
+    add_dataset_flags(parser, *SOURCE_FLAGS)
+    parser.add_argument("--output", type=Path, default=Path("audit.json"), help="the report to write")
     parser.add_argument("--model_name_or_path", help="a pretrained model, to compare the photos by its features")
     parser.add_argument("--model_revision", help="branch, tag or commit of a Hub model")
     parser.add_argument("--image_size", type=int, help="side of the model's input in pixels (default: the model's own)")
-    parser.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
-    parser.add_argument("--image_column_name", help="column of the photos in a Hub dataset (default: the only one)")
-    parser.add_argument("--label_column_name", help="column of the labels in a Hub dataset (default: the only one)")
-    parser.add_argument("--group_column_name", help="column of groups to keep in one split, such as the plant")
-    parser.add_argument("--group_pattern", help="a regular expression that finds the group in file names")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the photos, write the report and print it; returns 0, or 3 if something must be fixed."""
     from agritransfer.data.audit import audit_report, audit_table, examine
+    from agritransfer.data.selection import select_classes
     from agritransfer.data.sources import read_source
     from agritransfer.errors import UsageError
 
@@ -49,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         group_column=arguments.group_column_name,
         group_pattern=arguments.group_pattern,
     )
+    source, _ = select_classes(source, arguments.classes)
     examination = examine(source.images, source.photos, arguments.dataset)
     report = audit_report(arguments.dataset, source, examination)
     # With a single class, there is no other label to suggest.

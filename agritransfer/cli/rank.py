@@ -11,6 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
+from agritransfer.cli.dataset_flags import SOURCE_FLAGS, SPLIT_FLAGS, add_dataset_flags, load_options
 from agritransfer.wording import counted
 
 SCORES = {"probe_macro_f1": "linear probe", "knn_accuracy": "neighbors", "logme": "LogME"}
@@ -18,11 +19,9 @@ SCORES = {"probe_macro_f1": "linear probe", "knn_accuracy": "neighbors", "logme"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
-    parser.add_argument("dataset", help="Hub dataset ID or folder, as for --dataset_name of the training scripts")
+    add_dataset_flags(parser, *SOURCE_FLAGS, *SPLIT_FLAGS, "max_train_samples")
     parser.add_argument("--models", nargs="+", required=True, metavar="MODEL", help="Hub model IDs or folders")
     parser.add_argument("--image_size", type=int, help="side of the input in pixels, for every backbone")
-    parser.add_argument("--split_seed", type=int, default=0, help="random seed of the split")
-    parser.add_argument("--max_train_samples", type=int, help="fit the probe on at most N photos")
     parser.add_argument("--batch_size", type=int, default=64, help="photos per forward pass")
     parser.add_argument(
         "--runs", nargs="+", type=Path, default=[], metavar="RUN", help="finished runs to compare the ranking with"
@@ -40,9 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--models needs at least two different backbones")
     if arguments.output is not None and not arguments.output.parent.is_dir():
         raise UsageError(f"the folder '{arguments.output.parent}' of --output does not exist; create it first")
-    splits = load_splits(
-        arguments.dataset, split_seed=arguments.split_seed, max_train_samples=arguments.max_train_samples
-    )
+    splits = load_splits(arguments.dataset, **load_options(arguments, *SOURCE_FLAGS, *SPLIT_FLAGS, "max_train_samples"))
     trained = _scores_after_training(arguments.runs, splits)
     rows = rank_backbones(
         list(dict.fromkeys(arguments.models)),

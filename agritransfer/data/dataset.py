@@ -19,6 +19,7 @@ from agritransfer.data.file_checks import Inspection
 from agritransfer.data.leakage import find_leaks, stop_if_leaked
 from agritransfer.data.readers.source import Photo, PhotoFiles
 from agritransfer.data.readers.table import read_table
+from agritransfer.data.selection import Selection, limit_train_photos, matches, select_classes
 from agritransfer.data.sources import read_source
 from agritransfer.data.splitting import cut_splits, draw_samples
 from agritransfer.data.streaming import StreamedPhotos, TrainStream, open_stream
@@ -27,7 +28,7 @@ from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset, Wh
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.runtime.process import say
-from agritransfer.wording import counted
+from agritransfer.wording import counted, listed
 
 if TYPE_CHECKING:
     import datasets
@@ -62,8 +63,15 @@ class Splits:
     leaked: dict[str, str]
     leaks_dropped: bool
     warnings: tuple[str, ...]
+    selection: Selection = Selection()
     stream: TrainStream | None = None
     shift_leaks: int = 0
+
+    @property
+    def over_limits(self) -> int:
+        """The number of photos that `--max_photos_per_class` and the `--max_..._samples` flags left out."""
+        unfit = set(self.broken) | (set(self.leaked) if self.leaks_dropped else set())
+        return len(self.found) - len(self.photos) - len(unfit)
 
     def of(self, split: str) -> list[Photo]:
         """The photos of one split."""
@@ -132,8 +140,10 @@ def load_splits(
     test_fraction: float = 0.15,
     split_seed: int = 0,
     splits_file: str | None = None,
+    classes: Sequence[str] | None = None,
     on_broken: Literal["stop", "skip"] = "stop",
     on_leakage: Literal["drop", "keep", "stop"] = "drop",
+    max_photos_per_class: int | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     streaming: bool = False,
@@ -152,12 +162,14 @@ def load_splits(
     else:
         groups = {"group_column": group_column_name, "group_pattern": group_pattern}
         source, stream = read_source(dataset_name, revision=revision, **columns, **groups), None
+    if splits_file is not None:
+        found, without_split = _apply_splits_file(source.photos, Path(splits_file))
+        source = replace(source, photos=found, left_out=(*source.left_out, *without_split))
+    source, classes_left_out = select_classes(source, classes)
+    selection = Selection(classes and tuple(classes), classes_left_out, max_photos_per_class)
     if faults := class_faults(source):
         raise DataError(faults[0])
-    found, left_out = source.photos, source.left_out
-    if splits_file is not None:
-        found, without_split = _apply_splits_file(found, Path(splits_file))
-        left_out += without_split
+    found = source.photos
     examination = examine(source.images, found, dataset_name)
     _stop_if_broken(examination, on_broken)
     grouped = _merge_groups(examination)
@@ -170,7 +182,9 @@ def load_splits(
         method, seed = ("group" if any(photo.group for photo in grouped) else "stratified"), split_seed
     unfit = set(examination.broken) | (set(leaked) if on_leakage == "drop" else set())
     limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
-    photos = draw_samples([photo for photo in grouped if photo.file not in unfit], limits, split_seed)
+    photos = [photo for photo in grouped if photo.file not in unfit]
+    photos = limit_train_photos(photos, max_photos_per_class, split_seed)
+    photos = draw_samples(photos, limits, split_seed)
     _check_classes(photos, source.labels, stream)
     inspections = _inspections_of(photos, examination)
     return Splits(
@@ -185,7 +199,8 @@ def load_splits(
         method=method,
         seed=seed,
         broken=examination.broken,
-        left_out=left_out,
+        left_out=source.left_out,
+        selection=selection,
         leaked=leaked,
         leaks_dropped=on_leakage == "drop",
         warnings=(*photo_warnings(examination), *_group_warnings(examination, missing)),
@@ -199,6 +214,7 @@ def load_shift_photos(
     *,
     image_column_name: str | None = None,
     label_column_name: str | None = None,
+    classes: Sequence[str] | None = None,
     on_broken: Literal["stop", "skip"] = "stop",
     on_leakage: Literal["drop", "keep", "stop"] = "drop",
     max_eval_samples: int | None = None,
@@ -211,6 +227,12 @@ def load_shift_photos(
     if dataset_name is None:
         return splits, None
     source = read_source(dataset_name, image_column=image_column_name, label_column=label_column_name)
+    if classes is not None:
+        # The second set may lack a class that the first one has.
+        classes = [pattern for pattern in classes if any(matches(label, [pattern]) for label in source.labels)]
+        if not classes:
+            raise DataError(f"'{dataset_name}' has none of the --classes; it has {listed(source.labels)}")
+    source, classes_left_out = select_classes(source, classes)
     if unknown := sorted(set(source.labels) - set(splits.labels)):
         raise DataError(f"'{dataset_name}' has labels that the training set lacks: {unknown}; use only {splits.labels}")
     has_test = any(photo.split == "test" for photo in source.photos)
@@ -234,6 +256,7 @@ def load_shift_photos(
         seed=None,
         broken=examination.broken,
         left_out=source.left_out,
+        selection=Selection(classes and tuple(classes), classes_left_out),
         leaked={},
         leaks_dropped=False,
         warnings=tuple(photo_warnings(examination)),
@@ -365,9 +388,9 @@ def counts_table(splits: Splits) -> str:
     lines += [f"{verb}: {file} {where}" for file, where in list(splits.leaked.items())[:SHOWN]]
     if more := len(splits.leaked) - SHOWN:
         lines += [f"... and {counted(more, 'more leaked photo')}"] if more > 0 else []
-    unfit = set(splits.broken) | (set(splits.leaked) if splits.leaks_dropped else set())
-    if drawn := len(splits.found) - len(splits.photos) - len(unfit):
-        lines.append(f"left out: {counted(drawn, 'photo')} over --max_train_samples or --max_eval_samples")
+    if drawn := splits.over_limits:
+        flags = "--max_photos_per_class, --max_train_samples or --max_eval_samples"
+        lines.append(f"left out: {counted(drawn, 'photo')} over {flags}")
     lines += [f"note: {warning}" for warning in splits.warnings]
     if splits.stream:
         lines.append(

@@ -10,7 +10,7 @@ from agritransfer.evaluation.report import markdown_table
 from agritransfer.evaluation.results import class_drops, epochs_text, interval_text
 from agritransfer.evaluation.selective import never_sure, promise
 from agritransfer.strategies import STRATEGIES
-from agritransfer.wording import counted
+from agritransfer.wording import counted, listed
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 SPLIT_TITLES = {"test": "test", "shift": "field"}
@@ -274,16 +274,34 @@ def _data(results: dict[str, Any]) -> str:
         if field := leakage.get("shift"):
             looked += f"; {field['found']} found among the field photos, {field['dropped']} dropped"
     return (
-        f"`{dataset['name']}` ({where}). {cut}. {looked}. Broken photos: {broken['found']} found, "
+        f"`{dataset['name']}` ({where}). {_selection(results)}{cut}. {looked}. Broken photos: {broken['found']} found, "
         f"{broken['skipped']} skipped. Fingerprint of photos and labels: `{dataset['fingerprint']}`."
     )
+
+
+def _selection(results: dict[str, Any]) -> str:
+    """What was chosen of the dataset, as sentences; nothing if all of it was used."""
+    # Runs of earlier versions have none.
+    selection = results.get("selection") or {}
+    text = ""
+    if patterns := selection.get("classes"):
+        photos, classes = sum(selection["classes_left_out"].values()), len(selection["classes_left_out"])
+        text += (
+            f"Only classes that match {listed([f'`{pattern}`' for pattern in patterns])} were used; "
+            f"{counted(photos, 'photo')} of {counted(classes, 'other class', 'other classes')} left out. "
+        )
+    if limit := selection.get("max_photos_per_class"):
+        text += f"At most {counted(limit, 'training photo')} of each class. "
+    if over := selection.get("photos_over_limits"):
+        text += f"{counted(over, 'photo')} left out by limits on the number of photos. "
+    return text
 
 
 def _counts(results: dict[str, Any]) -> str:
     dataset = results["dataset"]
     # WebDataset shards do not list their labels.
-    counted = dataset["counts"]["train"]
-    train = {label: f"{counted.get(label, 0):,}" if counted else "streamed" for label in dataset["labels"]}
+    in_train = dataset["counts"]["train"]
+    train = {label: f"{in_train.get(label, 0):,}" if in_train else "streamed" for label in dataset["labels"]}
     rows = [
         [label, train[label], *(f"{dataset['counts'][split].get(label, 0):,}" for split in ("validation", "test"))]
         for label in dataset["labels"]

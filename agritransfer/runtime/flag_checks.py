@@ -19,6 +19,7 @@ NOT_STREAMED = {
         ("validation_fraction", "test_fraction", "split_seed", "splits_file", "group_column_name", "group_pattern"),
         "a stream must come with its own validation and test splits",
     ),
+    **dict.fromkeys(("classes", "max_photos_per_class"), "a stream is read whole; publish the part that you want"),
     "max_train_samples": "a stream is read to its end; --max_steps N ends training earlier",
     "on_leakage": "streamed training photos are not inspected beforehand, so leaked copies cannot be found",
     **dict.fromkeys(("cached_views", "head_first"), "computing features once needs all training photos on disk"),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -252,6 +252,7 @@ def _data_facts(splits: Splits, shift: Splits | None, broken: list[str]) -> dict
             "counts": {split: splits.label_counts(split) for split in SPLITS},
             "streamed": splits.stream is not None,
         },
+        "selection": {**asdict(splits.selection), "photos_over_limits": splits.over_limits},
         "splits": {
             "method": splits.method,
             "seed": splits.seed,

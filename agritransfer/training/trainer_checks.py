@@ -66,15 +66,14 @@ def _build_optimizer(args: TrainingArguments) -> torch.optim.Optimizer:
 
 
 def _check_optim_args(name: str, text: str | None) -> None:
-    options = [option.partition("=") for option in (text or "").replace(" ", "").split(",") if option]
-    if malformed := [option for option, equals, value in options if not (option and equals and value)]:
-        raise UsageError(
-            f"--optim_args: '{malformed[0]}' has no value; write options such as momentum=0.9,nesterov=true"
-        )
-    unknown = sorted({option for option, *_ in options} - set(OPTIM_ARGS.get(name, [option for option, *_ in options])))
-    if unknown:
-        known = listed(list(OPTIM_ARGS[name])) if OPTIM_ARGS[name] else "none"
-        raise UsageError(f"--optim_args: {unknown[0]} has no effect on {name}, whose options are: {known}; remove it")
+    for option in text.replace(" ", "").split(",") if text else ():
+        key, _, value = option.partition("=")
+        if not (key and value) or "=" in value:
+            raise UsageError(f"--optim_args: '{option}' is no option; write them as momentum=0.9,nesterov=true")
+        known = OPTIM_ARGS.get(name, (key,))
+        if key not in known:
+            names = listed(list(known)) if known else "none"
+            raise UsageError(f"--optim_args: {key} has no effect on {name}, whose options are: {names}; remove it")
 
 
 def _check_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:

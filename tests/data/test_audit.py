@@ -85,7 +85,7 @@ def test_every_kind_of_broken_file_is_named_with_its_reason(tmp_path, capsys):
     assert "not a photo in any of the formats" in reasons["rust/text.jpg"]
     assert "over 64 million pixels" in reasons["rust/bomb.png"]
     assert "must be fixed: 4 broken photos (replace or remove)" in table
-    assert report["left_out"] == [".DS_Store (not a photo)"]
+    assert report["left_out"] == [".DS_Store (hidden)"]
 
 
 @pytest.mark.slow

@@ -59,10 +59,10 @@ def test_files_that_are_not_used_are_named(tmp_path):
         ["rust", *f"{counts(splits, 'train')['rust']} / 7 2 / 2 2 / 2".split()],
     ]
     assert table[4:] == [
-        "left out: healthy/._00.png (not a photo)",
         "left out: notes.txt (not a photo)",
-        "left out: rust/.ipynb_checkpoints/00-checkpoint.png (not a photo)",
-        "left out: 2 photos over --max_train_samples or --max_eval_samples",
+        "left out: healthy/._00.png (hidden)",
+        "left out: rust/.ipynb_checkpoints (hidden, 1 file)",
+        "left out: 2 photos over --max_photos_per_class, --max_train_samples or --max_eval_samples",
         "note: 1 photo with PNG content but the suffix .HEIC, such as rust/IMG_1.HEIC",
     ]
 

@@ -114,8 +114,8 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
     assert run_script("train_finetune.py", *flags, "--output_dir", tmp_path / "run")[0] == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert list(results) == [
-        *("schema", "strategy", "base_model", "dataset", "splits", "validation", "test", "shift", "calibration"),
-        *("training", "environment", "command"),
+        *("schema", "strategy", "base_model", "dataset", "selection", "splits", "validation", "test", "shift"),
+        *("calibration", "training", "environment", "command"),
     ]
     assert list(results["dataset"]) == ["name", "revision", "fingerprint", "labels", "counts", "streamed"]
     assert list(results["test"]) == [
@@ -126,6 +126,8 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
         *("epochs", "steps", "best_step", "chosen_by", "penalty", "seconds", "images_per_second"),
         *("peak_memory_bytes", "trainable_parameters", "total_parameters", "device", "num_processes"),
     ]
+    nothing = {"classes": None, "classes_left_out": {}, "max_photos_per_class": None, "photos_over_limits": 0}
+    assert results["selection"] == nothing
     assert results["splits"] == {
         "method": "stratified",
         "seed": 0,

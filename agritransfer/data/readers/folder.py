@@ -4,41 +4,35 @@ Folders are listed and labelled here rather than by `datasets.load_dataset("imag
 any word in a path and merges `Tomato/healthy` with `Corn/healthy`.
 """
 
-import os
 from pathlib import Path
 
-from agritransfer.data.readers.source import PHOTO_SUFFIXES, SPLIT_NAMES, Photo, PhotoFiles, Source
+from agritransfer.data.readers.source import SPLIT_NAMES, Photo, PhotoFiles, Source
 from agritransfer.data.readers.table import TABLES
+from agritransfer.data.readers.walk import find_files
 from agritransfer.errors import DataError, UsageError
 
 
 def read_folder(folder: Path, group_column: str | None) -> Source:
     """The photos of a folder, labelled by its class folders or a table; raises `DataError` if it has none."""
-    # Path.rglob would skip class folders that are symbolic links, which are common on clusters.
-    walked = list(os.walk(folder, followlinks=True))
-    files = sorted(Path(parent, file) for parent, _, files in walked for file in files)
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    pictures = {name: path for name, path in names.items() if _is_photo(name)}
-    if not pictures:
+    found = find_files(folder)
+    if not found.photos:
         raise DataError(f"'{folder}' contains no photos; add class folders such as {folder}/healthy/leaf.jpg")
-    table = next((name for name in TABLES if name in names), None)
+    table = next((name for name in TABLES if name in found.others), None)
     if table is not None:
-        rows, without_row = TABLES[table](names[table], pictures, group_column)
+        rows, without_row = TABLES[table](found.others[table], found.photos, group_column)
         empty = []
     elif group_column is not None:
         raise UsageError(f"'{folder}' has no {' or '.join(TABLES)} for --group_column_name; use --group_pattern")
     else:
-        rows, without_row = _rows_of_folders(folder, pictures), []
-        empty = [
-            Path(parent).relative_to(folder).as_posix() for parent, folders, files in walked if not folders + files
-        ]
-    others = [name for name in names if name not in pictures and name != table and not name.startswith(".git/")]
-    left_out = [f"{name} (not in {table})" for name in without_row] + [f"{name} (not a photo)" for name in others]
+        rows, without_row, empty = _rows_of_folders(folder, found.photos), [], found.empty_folders
+    left_out = [f"{name} (not in {table})" for name in without_row]
+    left_out += [f"{name} ({reason})" for name, reason in found.unread.items()]
+    left_out += [f"{name} (not a photo)" for name in found.others if name != table]
     return Source(
-        PhotoFiles([str(pictures[row["file"]]) for row in rows]),
+        PhotoFiles([str(found.photos[row["file"]]) for row in rows]),
         [Photo(row=i, **row) for i, row in enumerate(rows)],
         sorted({row["label"] for row in rows}),
-        left_out=tuple(left_out),
+        left_out=(*left_out, *found.passed_over),
         empty_classes=_classes_without_photos(empty, {row["label"] for row in rows}),
     )
 
@@ -46,12 +40,7 @@ def read_folder(folder: Path, group_column: str | None) -> Source:
 def _classes_without_photos(empty_folders: list[str], labels: set[str]) -> tuple[str, ...]:
     # A class counts as empty only if no split has photos of it; a split folder is not a class.
     classes = {name.split("/", 1)[-1] if name.split("/")[0].lower() in SPLIT_NAMES else name for name in empty_folders}
-    return tuple(sorted(name for name in classes - labels if name.lower() not in SPLIT_NAMES and name[0] != "."))
-
-
-def _is_photo(name: str) -> bool:
-    # macOS leaves ._leaf.jpg files without image data, Jupyter leaves copies in .ipynb_checkpoints.
-    return Path(name).suffix.lower() in PHOTO_SUFFIXES and not any(part.startswith(".") for part in name.split("/"))
+    return tuple(sorted(name for name in classes - labels if name.lower() not in SPLIT_NAMES))
 
 
 def _rows_of_folders(folder: Path, pictures: dict[str, Path]) -> list[dict[str, str]]:
