@@ -35,7 +35,7 @@ def recipe_flags(recipe: str) -> list[str]:
     for key, value in root.value:
         place = f"the recipe '{path}', line {key.start_mark.line + 1}"
         name = str(key.value).replace("-", "_")
-        if not isinstance(key, yaml.ScalarNode) or not name.isidentifier():
+        if not isinstance(key, yaml.ScalarNode) or not (name.isidentifier() and name[0].isalpha()):
             raise UsageError(f"{place}: a line must begin with the name of a flag, without dashes, such as 'seed: 3'")
         if name in flags:
             raise UsageError(f"{place}: {name} is given twice; keep one of them")
