@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from agritransfer.cli.flag_checks import make_folder
 from agritransfer.errors import UsageError
 from agritransfer.strategies import STRATEGIES
 
@@ -70,8 +71,10 @@ def run(arguments: argparse.Namespace, training_flags: list[str]) -> int:
     _check(arguments, training_flags)
     if arguments.runs is not None:
         folders, output = _finished(arguments.runs), arguments.output_dir or Path("runs/comparison")
+        make_folder(output)
     else:
         output = arguments.output_dir or Path(f"runs/compare-{Path(arguments.dataset).name}")
+        make_folder(output)
         folders, code = _train(arguments, training_flags, output)
         if code:
             return code
@@ -100,9 +103,6 @@ def _check(arguments: argparse.Namespace, training_flags: list[str]) -> None:
         and any(STRATEGIES[name].pretrained for name in arguments.strategies)
     ):
         raise UsageError("--model_name_or_path is missing; try --model_name_or_path sample/vit")
-    for name in ("seeds", "budget_epochs"):
-        if (value := getattr(arguments, name)) < 1:
-            raise UsageError(f"--{name} must be at least 1; found {value}")
     for flag in ("--seed", "--num_train_epochs", "--train_layers", "--restart"):
         if flag in training_flags:
             raise UsageError(f"compare sets {flag} itself; use --seeds, --budget_epochs or --strategies")
@@ -122,7 +122,6 @@ def _train(arguments: argparse.Namespace, training_flags: list[str], output: Pat
     # All strategies of one seed before the next seed, so that an interrupted comparison is balanced.
     planned = [(strategy, seed) for seed in range(arguments.seeds) for strategy in dict.fromkeys(arguments.strategies)]
     folders = [output / f"{strategy}-seed{seed}" for strategy, seed in planned]
-    output.mkdir(parents=True, exist_ok=True)
     for number, ((strategy, seed), folder) in enumerate(zip(planned, folders, strict=True), start=1):
         command = _command(arguments, strategy, seed, folder, training_flags)
         if (folder / "results.json").is_file():
@@ -155,6 +154,8 @@ def _flags_for(strategy: str, training_flags: list[str]) -> list[str]:
     """The flags that this strategy's script knows: all but those that only other strategies have."""
     own = {name for other in STRATEGIES.values() for name in other.arguments.__dataclass_fields__}
     foreign = own - set(STRATEGIES[strategy].arguments.__dataclass_fields__)
+    # Feature extraction shares the flags of fine-tuning but has no use for these.
+    foreign |= {"head_first", "layer_decay", "head_learning_rate"} if strategy == "head" else set()
     kept, keeping = [], True
     for word in training_flags:
         if word.startswith("--"):

@@ -18,11 +18,19 @@ from transformers.hf_argparser import string_to_bool
 from agritransfer.arguments import ModelArguments
 from agritransfer.errors import UsageError
 from agritransfer.ranges import check_numbers
-from agritransfer.runtime import flag_checks, trainer_flags
-from agritransfer.runtime.flag_checks import flag_names
+from agritransfer.runtime.flag_checks import (
+    CHECKS,
+    check_device,
+    check_solved_head,
+    check_words,
+    choose_augmentation,
+    flag_names,
+    point_scheduler,
+)
 from agritransfer.runtime.help_format import HelpFormatter
 from agritransfer.runtime.process import available_cores, begin_process
 from agritransfer.runtime.recipes import recipe_flags
+from agritransfer.runtime.trainer_flags import RANGES, check_needed, check_steps, check_usable
 from agritransfer.strategies import STRATEGIES
 
 # Defaults of every strategy; each can be overridden on the command line or in a recipe.
@@ -128,8 +136,8 @@ def _recipe_of(argv: list[str]) -> list[str]:
 
 def _given(argv: list[str], flags: list[str]) -> set[str]:
     """The names of the given flags, after the checks that need nothing but the words."""
-    trainer_flags.check_usable(flag_names(flags))
-    flag_checks.check_words(argv, flags)
+    check_usable(flag_names(flags))
+    check_words(argv, flags)
     return {name.removeprefix("no_") for name in flag_names(flags)}
 
 
@@ -147,11 +155,11 @@ def _check_chosen(given: set[str], chosen: Namespace, everything: FlagParser) ->
     """The checks of all values, before they become `TrainingArguments`."""
     # A default needs no check: with `--max_steps -1` the number of epochs decides.
     changed = {name for name, value in vars(chosen).items() if value != everything.get_default(name)}
-    check_numbers(vars(chosen), {name: allowed for name, allowed in trainer_flags.RANGES.items() if name in changed})
-    trainer_flags.check_steps(given, chosen)
-    for check in flag_checks.CHECKS:
+    check_numbers(vars(chosen), {name: allowed for name, allowed in RANGES.items() if name in changed})
+    check_steps(given, chosen)
+    for check in CHECKS:
         check(given, chosen)
-    trainer_flags.check_needed(given, chosen)
+    check_needed(given, chosen)
 
 
 def _training_arguments(words: list[str], everything: FlagParser) -> tuple:
@@ -165,10 +173,10 @@ def _training_arguments(words: list[str], everything: FlagParser) -> tuple:
 def _finish(given: set[str], data: Any, *others: Any) -> None:
     """Set what follows from other arguments, and what must never differ."""
     *_, strategy, training = others
-    flag_checks.choose_augmentation(data, strategy)
-    flag_checks.check_solved_head(given, data, strategy, training)
-    flag_checks.point_scheduler(training)
-    flag_checks.check_device(training)
+    choose_augmentation(data, strategy)
+    check_solved_head(given, data, strategy, training)
+    point_scheduler(training)
+    check_device(training)
     # By default, Trainer drops unknown columns, the photos' among them.
     training.remove_unused_columns = False
     # The signature of a PEFT model hides the labels from Trainer.

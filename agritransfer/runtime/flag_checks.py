@@ -46,7 +46,7 @@ def check_words(argv: Sequence[str], flags: Sequence[str]) -> None:
         flag, given, value = word.partition("=") if word.startswith("--") else ("", "", word)
         name = flag or name
         if not value.strip() and (given or not flag):
-            raise UsageError(f"{name} is empty; give a value or remove it")
+            raise UsageError(f"{name or 'a word'} is empty; give a value or remove it")
 
 
 def check_streaming(given: set[str], chosen: Namespace) -> None:

@@ -93,6 +93,14 @@ NEEDED: dict[tuple[str, ...], tuple[str, _Chosen]] = {
         "--dataloader_num_workers",
         lambda chosen: chosen.dataloader_num_workers > 0,
     ),
+    ("adam_beta1", "adam_beta2", "adam_epsilon"): (
+        "an --optim such as adamw_torch",
+        lambda chosen: chosen.optim not in ("sgd", "adagrad", "rmsprop", "adafactor"),
+    ),
+    ("warmup_steps",): (
+        "an --lr_scheduler_type such as cosine",
+        lambda chosen: chosen.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau", "greedy"),
+    ),
     ("shuffle_buffer",): ("--streaming", lambda chosen: chosen.streaming),
 }
 
@@ -111,7 +119,7 @@ def check_needed(given: set[str], chosen: Namespace) -> None:
     for names, (needed, is_chosen) in NEEDED.items():
         for name in names:
             if name in given and not is_chosen(chosen):
-                raise UsageError(f"--{name} has no effect without {needed}; add {needed} or remove --{name}")
+                raise UsageError(f"--{name} has no effect without {needed}; add it or remove --{name}")
 
 
 def check_steps(given: set[str], chosen: Namespace) -> None:

@@ -11,6 +11,7 @@ from agritransfer.arguments import FinetuneArguments, LoraArguments, ScratchArgu
 from agritransfer.runtime.command_line import GROUPS, parse_args, settings_line
 from agritransfer.runtime.trainer_flags import REPLACED
 
+
 def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_default(tmp_path):
     recipe = write_recipe(tmp_path, learning_rate=3e-4, num_train_epochs=7, dataset_name="a", model_name_or_path="b")
     *_, training = parse_args(FINETUNE, "", ["--recipe", recipe, "--num_train_epochs", "2", "--use_cpu"])

@@ -109,6 +109,9 @@ def test_ranges_say_what_they_hold():
 
 
 VALUE = {"hub_private_repo": "true", "hub_strategy": "end", "dataloader_persistent_workers": "true"}
+VALUE |= {"adam_beta1": "0.5", "adam_beta2": "0.5"}
+# The default of these is what the flag belongs to.
+OTHER = {"adam": ["--optim", "sgd"], "warmup": ["--lr_scheduler_type", "constant"]}
 VALUE |= {"dataloader_multiprocessing_context": "spawn"}
 VALUE |= {"gradient_checkpointing_kwargs": "{}", "activation_checkpointing_kwargs": "{}"}
 
@@ -116,8 +119,9 @@ VALUE |= {"gradient_checkpointing_kwargs": "{}", "activation_checkpointing_kwarg
 @pytest.mark.parametrize("name", [name for names in NEEDED for name in names])
 def test_a_flag_without_the_one_that_it_belongs_to_is_refused(name, capsys):
     (needed,) = [words for names, (words, _) in NEEDED.items() if name in names]
-    line = refusal(capsys, FINETUNE, [*NAMED, f"--{name}", VALUE.get(name, "3")])
-    assert f"--{name} has no effect without {needed}; add {needed} or remove --{name}" in line
+    more = OTHER.get(name.partition("_")[0], [])
+    line = refusal(capsys, FINETUNE, [*NAMED, *more, f"--{name}", VALUE.get(name, "3")])
+    assert f"--{name} has no effect without {needed}; add it or remove --{name}" in line
 
 
 HEAD = ("--train_layers", "head")
@@ -154,7 +158,10 @@ LAST = ("--load_best_model_at_end", "false")
         (["--lr_scheduler_kwargs", "[1]"], "--lr_scheduler_kwargs [1] is no JSON object"),
         (["--lr_scheduler_kwargs", '{"min_lr": [1]}'], "min_lr must be one number or word; found [1]"),
         (["--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", '{"power": 2}'], "has no effect with"),
-        (["--gradient_checkpointing", "--gradient_checkpointing_kwargs", '{"a": 1}'], "a is unknown; use use_reentrant"),
+        (
+            ["--gradient_checkpointing", "--gradient_checkpointing_kwargs", '{"a": 1}'],
+            "a is unknown; use use_reentrant",
+        ),
     ],
 )
 def test_what_cannot_work_together_ends_with_code_2_and_the_remedy(flags, words, capsys):
@@ -163,7 +170,9 @@ def test_what_cannot_work_together_ends_with_code_2_and_the_remedy(flags, words,
 
 @pytest.mark.parametrize("name", sorted(set(NOT_STREAMED) - {"head_first", "download_only", "on_leakage"}))
 def test_a_stream_refuses_what_needs_all_photos(name, capsys):
-    line = refusal(capsys, SCRATCH, ["--dataset_name", "d", "--streaming", f"--{name}", "0.5" if "frac" in name else "2"])
+    line = refusal(
+        capsys, SCRATCH, ["--dataset_name", "d", "--streaming", f"--{name}", "0.5" if "frac" in name else "2"]
+    )
     assert f"--{name} cannot be used with --streaming" in line
 
 

@@ -46,7 +46,9 @@ def test_the_values_are_the_words_that_would_stand_on_a_command_line(tmp_path):
     assert recipe_flags(str(recipe)) == [
         *("--learning_rate=1e-3", "--pixel_store=off", "--split_seed=012", "--report_to", "none")
     ]
-    recipe.write_text("pixel_store: off\nhead_first: on\nshare_splits: no\nlr_scheduler_kwargs: '{\"num_cycles\": 1}'\n")
+    recipe.write_text(
+        "pixel_store: off\nhead_first: on\nshare_splits: no\nlr_scheduler_kwargs: '{\"num_cycles\": 1}'\n"
+    )
     # The short form of the flag is read as well.
     data, _, strategy, training = parse_args(FINETUNE, "", [*NAMED, f"--recipe={recipe}"])
     assert (data.pixel_store, data.share_splits, strategy.head_first) == ("off", False, True)
