@@ -80,7 +80,7 @@ NEEDED: dict[tuple[str, ...], tuple[str, _Chosen]] = {
     ("logging_steps",): ("--logging_strategy steps", lambda chosen: chosen.logging_strategy == "steps"),
     ("eval_steps",): ("--eval_strategy steps", lambda chosen: chosen.eval_strategy == "steps"),
     ("save_steps",): ("--save_strategy steps", lambda chosen: chosen.save_strategy == "steps"),
-    ("run_name",): ("--report_to", lambda chosen: chosen.report_to not in ("none", ["none"])),
+    ("run_name",): ("a program to --report_to", lambda chosen: chosen.report_to not in ("none", ["none"])),
     ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"): (
         "--report_to trackio",
         lambda chosen: "trackio" in chosen.report_to or "all" in chosen.report_to,

@@ -126,7 +126,8 @@ def _run(words: list[str], folder: Path) -> None:
     """Run the script in this process, a fork, with what it prints in files."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    # Not the streams of pytest.
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     process.physical_cores = lambda: 1
     sys.argv = [str(ROOT / "train_finetune.py"), *words]
     os.chdir(folder)
