@@ -30,7 +30,7 @@ from agritransfer.runtime.flag_checks import (
 from agritransfer.runtime.help_format import HelpFormatter
 from agritransfer.runtime.process import available_cores, begin_process
 from agritransfer.runtime.recipes import recipe_flags
-from agritransfer.runtime.trainer_flags import RANGES, check_needed, check_steps, check_usable
+from agritransfer.runtime.trainer_flags import RANGES, REPLACED, USELESS, check_usable, check_values
 from agritransfer.strategies import STRATEGIES
 
 # Defaults of every strategy; each can be overridden on the command line or in a recipe.
@@ -156,10 +156,9 @@ def _check_chosen(given: set[str], chosen: Namespace, everything: FlagParser) ->
     # A default needs no check: with `--max_steps -1` the number of epochs decides.
     changed = {name for name, value in vars(chosen).items() if value != everything.get_default(name)}
     check_numbers(vars(chosen), {name: allowed for name, allowed in RANGES.items() if name in changed})
-    check_steps(given, chosen)
     for check in CHECKS:
         check(given, chosen)
-    check_needed(given, chosen)
+    check_values(given, chosen)
 
 
 def _training_arguments(words: list[str], everything: FlagParser) -> tuple:
@@ -209,7 +208,8 @@ def _refuse_unknown_words(others: Sequence[str], everything: HfArgumentParser) -
     known = [name for name in everything._option_string_actions if name.startswith("--")]
     for name in flag_names(others):
         if f"--{name}" not in known:
-            near = difflib.get_close_matches(f"--{name}", known, n=1)
+            usable = [flag for flag in known if flag[2:] not in REPLACED | USELESS]
+            near = difflib.get_close_matches(f"--{name}", usable, n=1, cutoff=0.75)
             raise UsageError(f"unknown flag --{name}" + (f"; did you mean {near[0]}?" if near else "; see --help_all"))
 
 

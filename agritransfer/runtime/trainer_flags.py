@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from agritransfer.errors import UsageError
 from agritransfer.ranges import COUNT, SEED, Range
+from agritransfer.runtime.process import is_distributed
 
 # Flags of older versions, of other scripts, and of the Trainer, and what does it here.
 REPLACED = {
@@ -59,6 +60,13 @@ USELESS = {
     "local_rank": "accelerate launch and torchrun number the processes",
 }
 
+# Single values that the Trainer takes and that fail during training.
+VALUES = {
+    ("train_sampling_strategy", "group_by_length"): "all photos have the same length; use random or sequential",
+    ("train_sampling_strategy", "batch_rebalance"): "all photos have the same length; use random or sequential",
+    ("debug", "tpu_metrics_debug"): "it needs a TPU; use underflow_overflow",
+}
+
 RANGES = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "max_steps"), COUNT),
     **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"), COUNT),
@@ -101,12 +109,16 @@ NEEDED: dict[tuple[str, ...], tuple[str, _Chosen]] = {
         "an --lr_scheduler_type such as cosine",
         lambda chosen: chosen.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau", "greedy"),
     ),
+    (
+        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
+        *("ddp_backend", "ddp_timeout"),
+    ): ("several processes (accelerate launch)", lambda chosen: is_distributed()),
     ("shuffle_buffer",): ("--streaming", lambda chosen: chosen.streaming),
 }
 
 
 def check_usable(given: Iterable[str]) -> None:
-    """Raise `UsageError` if one of the flags cannot be used, with the one to use in its place."""
+    """Raise `UsageError` if one of the flags cannot be used, with the one to use in its place or the reason."""
     for name in given:
         if name in REPLACED:
             raise UsageError(f"--{name} cannot be used here; use {REPLACED[name]}")
@@ -114,17 +126,16 @@ def check_usable(given: Iterable[str]) -> None:
             raise UsageError(f"--{name} cannot be used here: {USELESS[name]}; remove it")
 
 
-def check_needed(given: set[str], chosen: Namespace) -> None:
-    """Raise `UsageError` if a given flag would be ignored, since the one that it belongs to was not given."""
-    for names, (needed, is_chosen) in NEEDED.items():
-        for name in names:
-            if name in given and not is_chosen(chosen):
-                raise UsageError(f"--{name} has no effect without {needed}; add it or remove --{name}")
-
-
-def check_steps(given: set[str], chosen: Namespace) -> None:
-    """Raise `UsageError` if a number of steps is neither whole nor a share of all steps."""
+def check_values(given: set[str], chosen: Namespace) -> None:
+    """Raise `UsageError` for a value that cannot work, or for a given flag that would be ignored."""
     values = vars(chosen)
     for name in STEPS:
         if name in given and values[name] > 1 and values[name] % 1:
             raise UsageError(f"--{name} {values[name]} is no number of steps; give a whole one, or a share below 1")
+    for (name, value), reason in VALUES.items():
+        if value in (values[name] if isinstance(values[name], list) else [values[name]]):
+            raise UsageError(f"--{name} {value} cannot be used here: {reason}")
+    for names, (needed, is_chosen) in NEEDED.items():
+        for name in names:
+            if name in given and not is_chosen(chosen):
+                raise UsageError(f"--{name} has no effect without {needed}; add it or remove --{name}")

@@ -87,12 +87,6 @@ WORKING = {
     "dataloader_multiprocessing_context": ("fork", *WORKERS),
     "dataloader_in_order": ("false", *WORKERS),
     "train_sampling_strategy": ("sequential",),
-    "ddp_find_unused_parameters": ("true",),
-    "ddp_bucket_cap_mb": ("25",),
-    "ddp_broadcast_buffers": ("true",),
-    "ddp_static_graph": ("true",),
-    "ddp_backend": ("gloo",),
-    "ddp_timeout": ("60",),
     "debug": ("underflow_overflow",),
     "skip_memory_metrics": ("false",),
 }
@@ -107,6 +101,18 @@ REFUSED = {
     **{
         name: (("word",), f"--{name} has no effect without --report_to trackio")
         for name in ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+    },
+    **{
+        name: ((value,), f"--{name} has no effect without several processes")
+        for name, value in (
+            *(
+                ("ddp_backend", "gloo"),
+                ("ddp_timeout", "60"),
+                ("ddp_bucket_cap_mb", "25"),
+                ("ddp_static_graph", "true"),
+            ),
+            *(("ddp_find_unused_parameters", "true"), ("ddp_broadcast_buffers", "true")),
+        )
     },
     **{
         name: (("1",), f"--{name} cannot be used here")

@@ -112,6 +112,8 @@ VALUE = {"hub_private_repo": "true", "hub_strategy": "end", "dataloader_persiste
 VALUE |= {"adam_beta1": "0.5", "adam_beta2": "0.5"}
 # The default of these is what the flag belongs to.
 OTHER = {"adam": ["--optim", "sgd"], "warmup": ["--lr_scheduler_type", "constant"]}
+VALUE |= {"ddp_backend": "gloo", **dict.fromkeys(("ddp_find_unused_parameters", "ddp_static_graph"), "true")}
+VALUE |= {"ddp_broadcast_buffers": "true"}
 VALUE |= {"dataloader_multiprocessing_context": "spawn"}
 VALUE |= {"gradient_checkpointing_kwargs": "{}", "activation_checkpointing_kwargs": "{}"}
 
@@ -146,6 +148,8 @@ LAST = ("--load_best_model_at_end", "false")
         (["--train_layers", "two"], "--train_layers two is invalid"),
         ([*HEAD, "--layer_decay", "0.5"], "--layer_decay has no effect with --train_layers head"),
         ([*HEAD, "--head_learning_rate", "0.5"], "--head_learning_rate has no effect on a linear probe"),
+        (["--train_sampling_strategy", "batch_rebalance"], "all photos have the same length; use random or sequential"),
+        (["--debug", "tpu_metrics_debug"], "it needs a TPU; use underflow_overflow"),
         (["--warmup_steps", "1.5"], "--warmup_steps 1.5 is no number of steps; give a whole one, or a share below 1"),
         (["--eval_strategy", "no"], "--eval_strategy no gives no score to choose the best weights by; remove it, or"),
         (["--eval_strategy", "steps"], "--eval_strategy steps and --save_strategy epoch differ"),
