@@ -8,6 +8,7 @@ import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from agritransfer.arguments import DataArguments
@@ -65,6 +66,14 @@ def check_split(given: set[str], chosen: Namespace) -> None:
         )
     for name in sorted(given & {"validation_fraction", "test_fraction"}) if chosen.splits_file else ():
         raise UsageError(f"--{name} has no effect with --splits_file, which names each split; remove one of them")
+
+
+def check_revisions(given: set[str], chosen: Namespace) -> None:
+    """No revision of a folder of this disk, which has none."""
+    values = vars(chosen)
+    for name, revision in (("dataset_name", "dataset_revision"), ("model_name_or_path", "model_revision")):
+        if revision in given and Path(values[name]).exists():
+            raise UsageError(f"--{revision} has no effect on '{values[name]}', which is on this disk; remove it")
 
 
 def check_layers(given: set[str], chosen: Namespace) -> None:
@@ -176,4 +185,4 @@ def check_device(training: Any) -> None:
         raise UsageError("--fp16 has no effect on a CPU; remove it, or use --bf16 true")
 
 
-CHECKS = (check_streaming, check_split, check_layers, check_strategies, check_options)
+CHECKS = (check_streaming, check_split, check_revisions, check_layers, check_strategies, check_options)

@@ -15,7 +15,7 @@ def check_folder(folder: Path) -> None:
         others = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     except OSError as error:
         raise _unusable(folder, error) from error
-    if others and STATUS not in others:
+    if others and not {STATUS, "checkpoints"} & set(others):
         raise UsageError(
             f"--output_dir {folder} holds files that no run has written, such as {others[0]}; choose a new or an empty "
             "folder"

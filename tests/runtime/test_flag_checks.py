@@ -150,6 +150,8 @@ LAST = ("--load_best_model_at_end", "false")
         ([*HEAD, "--head_learning_rate", "0.5"], "--head_learning_rate has no effect on a linear probe"),
         (["--train_sampling_strategy", "batch_rebalance"], "all photos have the same length; use random or sequential"),
         (["--debug", "tpu_metrics_debug"], "it needs a TPU; use underflow_overflow"),
+        (["--dataset_revision", "x"], "--dataset_revision has no effect on 'sample/leaves', which is on this disk"),
+        (["--model_revision", "x"], "--model_revision has no effect on 'sample/vit', which is on this disk; remove it"),
         (["--warmup_steps", "1.5"], "--warmup_steps 1.5 is no number of steps; give a whole one, or a share below 1"),
         (["--eval_strategy", "no"], "--eval_strategy no gives no score to choose the best weights by; remove it, or"),
         (["--eval_strategy", "steps"], "--eval_strategy steps and --save_strategy epoch differ"),
