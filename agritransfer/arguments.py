@@ -244,7 +244,7 @@ class FinetuneArguments:
 class LoraArguments:
     """The low-rank adapters."""
 
-    lora_r: int = _flag("training and evaluation", 16, "Rank of the adapters.", allowed=COUNT)
+    lora_r: int = _flag("training and evaluation", 16, "Rank of the adapters.", allowed=Range(least=1, most=4096))
     lora_alpha: int = _flag(
         "training and evaluation", 32, "Scaling of the adapters; usually one or two times the rank.", allowed=COUNT
     )

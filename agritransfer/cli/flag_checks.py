@@ -8,7 +8,7 @@ from pathlib import Path
 from agritransfer.arguments import DataArguments
 from agritransfer.errors import UsageError
 from agritransfer.ranges import COUNT, Range, check_number
-from agritransfer.runtime.flag_checks import check_split, check_words, flag_names
+from agritransfer.runtime.flag_checks import check_split, check_words, flag_names, repeated_flags
 
 NUMBERS = {field.name: field.metadata["allowed"] for field in fields(DataArguments) if "allowed" in field.metadata}
 NUMBERS |= dict.fromkeys(("batch_size", "budget_epochs"), COUNT)
@@ -16,8 +16,10 @@ NUMBERS["seeds"] = Range(least=1, most=1000)
 
 
 def check_flags(arguments: argparse.Namespace, words: Sequence[str]) -> None:
-    """Raise `UsageError` for a number out of range, an empty word, a flag given twice, or an output that is no file."""
-    check_words(words, words)
+    """Raise `UsageError` for a number out of range, an empty word or an output that is no file."""
+    check_words(words)
+    for note in repeated_flags(words):
+        print(note)
     values = vars(arguments)
     for name, value in values.items():
         if name in NUMBERS:

@@ -26,9 +26,10 @@ from agritransfer.runtime.flag_checks import (
     choose_augmentation,
     flag_names,
     point_scheduler,
+    repeated_flags,
 )
 from agritransfer.runtime.help_format import HelpFormatter
-from agritransfer.runtime.process import available_cores, begin_process
+from agritransfer.runtime.process import available_cores, begin_process, say
 from agritransfer.runtime.recipes import recipe_flags
 from agritransfer.runtime.trainer_flags import RANGES, REPLACED, USELESS, check_usable, check_values
 from agritransfer.strategies import STRATEGIES
@@ -104,7 +105,7 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
         parser.set_defaults(**shown)
     try:
         flags = _recipe_of(argv) + argv
-        given = _given(argv, flags)
+        given = _given(flags)
         # Our own flags first, before torch is imported, which takes seconds.
         *ours, others = parser.parse_args_into_dataclasses(
             flags, return_remaining_strings=True, look_for_args_file=False
@@ -121,6 +122,8 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
         _check_chosen(given, everything.parse_args(words), everything)
         parsed = _training_arguments(words, everything)
         _finish(given, *parsed)
+        for note in repeated_flags(argv):
+            say(note)
     except UsageError as error:
         parser.error(str(error))
     return parsed
@@ -134,10 +137,10 @@ def _recipe_of(argv: list[str]) -> list[str]:
     return [] if recipe is None else recipe_flags(recipe)
 
 
-def _given(argv: list[str], flags: list[str]) -> set[str]:
+def _given(flags: list[str]) -> set[str]:
     """The names of the given flags, after the checks that need nothing but the words."""
     check_usable(flag_names(flags))
-    check_words(argv, flags)
+    check_words(flags)
     return {name.removeprefix("no_") for name in flag_names(flags)}
 
 

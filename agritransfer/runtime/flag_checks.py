@@ -37,11 +37,14 @@ def flag_names(flags: Sequence[str]) -> list[str]:
     return [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
 
 
-def check_words(argv: Sequence[str], flags: Sequence[str]) -> None:
-    """No flag twice on the command line, and no empty value there or in the recipe."""
-    for name, times in Counter(name.removeprefix("no_") for name in flag_names(argv)).items():
-        if times > 1:
-            raise UsageError(f"--{name} is given {times} times; keep one of them")
+def repeated_flags(argv: Sequence[str]) -> list[str]:
+    """A note for each flag that is given twice on the command line, as when a script adds its own to the user's."""
+    times = Counter(name.removeprefix("no_") for name in flag_names(argv))
+    return [f"note: --{name} is given {times[name]} times; the last one counts" for name in times if times[name] > 1]
+
+
+def check_words(flags: Sequence[str]) -> None:
+    """No empty value."""
     name = ""
     for word in flags:
         flag, given, value = word.partition("=") if word.startswith("--") else ("", "", word)

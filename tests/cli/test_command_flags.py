@@ -38,7 +38,6 @@ HUB = ["publish-dataset", "photos", "--repo_id", "u/d"]
         ),
         ([*AUDIT, "--output", "none/x"], "--output none/x cannot be written: No such file or directory"),
         ([*AUDIT, "--output", "x" * 300], "cannot be written: File name too long"),
-        ([*AUDIT, "--image_size", "8", "--image_size", "8"], "--image_size is given 2 times; keep one of them"),
         (["audit", ""], "a word is empty; give a value or remove it"),
         ([*AUDIT, "--group_pattern", ""], "--group_pattern is empty"),
     ],

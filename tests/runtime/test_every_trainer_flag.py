@@ -149,6 +149,7 @@ def run_script(words: list[str], folder: Path) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("name", [*WORKING, *REFUSED])
 def test_a_flag_of_the_trainer_works_or_is_refused_in_one_line(name, photos, tiny_vit, tmp_path):
     value, *more = WORKING[name] if name in WORKING else REFUSED[name][0]

@@ -134,9 +134,6 @@ LAST = ("--load_best_model_at_end", "false")
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--seed", "1", "--seed", "2"], "--seed is given 2 times; keep one of them"),
-        (["--split-seed", "1", "--split_seed", "1"], "--split_seed is given 2 times"),
-        (["--share_splits", "--no_share_splits"], "--share_splits is given 2 times"),
         (["--license", ""], "--license is empty; give a value or remove it"),
         (["--license="], "--license is empty; give a value or remove it"),
         (["--report_to", "tensorboard", " "], "--report_to is empty"),
@@ -180,6 +177,15 @@ def test_a_stream_refuses_what_needs_all_photos(name, capsys):
         capsys, SCRATCH, ["--dataset_name", "d", "--streaming", f"--{name}", "0.5" if "frac" in name else "2"]
     )
     assert f"--{name} cannot be used with --streaming" in line
+
+
+def test_a_repeated_flag_is_noted_and_the_last_one_counts(capsys):
+    data, *_, training = parse_args(
+        FINETUNE, "", [*NAMED, "--seed", "1", "--no_share_splits", "--share-splits", "--seed=2"]
+    )
+    assert (training.seed, data.share_splits) == (2, True)
+    notes = capsys.readouterr().out.splitlines()
+    assert notes == [f"note: --{name} is given 2 times; the last one counts" for name in ("seed", "share_splits")]
 
 
 def test_flags_that_belong_together_are_taken(tmp_path):
