@@ -21,8 +21,9 @@ class DataArguments:
     dataset_name: str | None = _flag(
         "data",
         None,
-        "Hub dataset ID or local folder: class folders; train/, validation/ and test/ with class folders; or photos "
-        "with metadata.csv (file_name,label[,split][,group]). Example: sample/leaves",
+        "Hub dataset ID or local folder: class folders; train/, validation/ and test/ with class folders; photos "
+        "with metadata.csv (file_name,label[,split][,group]) or an export of Roboflow, COCO or Label Studio; or such a "
+        "table itself. Example: sample/leaves",
     )
     shift_dataset_name: str | None = _flag(
         "data",
@@ -32,10 +33,15 @@ class DataArguments:
     )
     dataset_revision: str | None = _flag("data", None, "Branch, tag or commit of a Hub dataset.")
     image_column_name: str | None = _flag(
-        "data", None, "Image column of a Hub dataset. Needed only if there are several candidates."
+        "data",
+        None,
+        "Column of the photos in a Hub dataset, or of their paths in a table (`file_name` by default).",
     )
     label_column_name: str | None = _flag(
-        "data", None, "Label column of a Hub dataset. Needed only if there are several candidates."
+        "data",
+        None,
+        "Column of the labels in a Hub dataset or in a table (`label` by default). Needed only if there are several "
+        "candidates.",
     )
     group_column_name: str | None = _flag(
         "data",

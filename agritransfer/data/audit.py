@@ -135,7 +135,7 @@ def audit_report(name: str, source: Source, examination: Examination) -> dict:
         "broken": [{"file": file, "reason": reason} for file, reason in examination.broken.items()],
         "left_out": list(source.left_out),
         "faults": faults_of(source, examination),
-        "warnings": photo_warnings(examination),
+        "warnings": [*source.notes, *photo_warnings(examination)],
         "duplicates": {
             "groups": [[examination.photos[place].file for place in group] for group in examination.duplicates],
             "across_splits": files(examination.groups_where("split")),

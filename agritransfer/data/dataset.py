@@ -203,7 +203,7 @@ def load_splits(
         selection=selection,
         leaked=leaked,
         leaks_dropped=on_leakage == "drop",
-        warnings=(*photo_warnings(examination), *_group_warnings(examination, missing)),
+        warnings=(*source.notes, *photo_warnings(examination), *_group_warnings(examination, missing)),
         stream=stream,
     )
 
@@ -259,7 +259,7 @@ def load_shift_photos(
         selection=Selection(classes and tuple(classes), classes_left_out),
         leaked={},
         leaks_dropped=False,
-        warnings=tuple(photo_warnings(examination)),
+        warnings=(*source.notes, *photo_warnings(examination)),
     )
     return _without_shift_leaks(splits, shift, on_leakage), shift
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from agritransfer.data.readers.folder import read_folder
+from agritransfer.data.readers.label_files import is_label_file, read_label_file
+from agritransfer.data.readers.metadata import Columns
 from agritransfer.data.readers.source import HUB_ID, PICKLE_SUFFIXES, Photo, Source
 from agritransfer.errors import DataError, UsageError
 
@@ -48,9 +50,11 @@ def _group_by_pattern(photos: list[Photo], group_pattern: str) -> list[Photo]:
 def _read(
     name: str, revision: str | None, image_column: str | None, label_column: str | None, group_column: str | None
 ) -> Source:
-    folder = Path(name)
+    folder, columns = Path(name), Columns(image_column, label_column, group_column)
     if folder.is_dir():
-        return read_folder(folder, group_column)
+        return read_folder(folder, columns)
+    if folder.is_file() and is_label_file(folder, image_column):
+        return read_label_file(folder, columns)
     if folder.suffix.lower() in PICKLE_SUFFIXES:
         raise DataError(f"'{name}' is a pickle, which can run code when it is read; use a folder of photos or parquet")
     if folder.exists() or not HUB_ID.fullmatch(name):

@@ -6,34 +6,37 @@ any word in a path and merges `Tomato/healthy` with `Corn/healthy`.
 
 from pathlib import Path
 
-from agritransfer.data.readers.source import SPLIT_NAMES, Photo, PhotoFiles, Source
-from agritransfer.data.readers.table import TABLES
+from agritransfer.data.readers.label_files import labels_beside, left_out_of
+from agritransfer.data.readers.metadata import Columns
+from agritransfer.data.readers.source import SPLIT_NAMES, Photo, PhotoFiles, Source, TableLabels
 from agritransfer.data.readers.walk import find_files
 from agritransfer.errors import DataError, UsageError
 
 
-def read_folder(folder: Path, group_column: str | None) -> Source:
-    """The photos of a folder, labelled by its class folders or a table; raises `DataError` if it has none."""
+def read_folder(folder: Path, columns: Columns) -> Source:
+    """The photos of a folder, labelled by its class folders or by tables; raises `DataError` if it has none.
+
+    `columns` are those of the tables that the user named.
+    """
     found = find_files(folder)
     if not found.photos:
         raise DataError(f"'{folder}' contains no photos; add class folders such as {folder}/healthy/leaf.jpg")
-    table = next((name for name in TABLES if name in found.others), None)
-    if table is not None:
-        rows, without_row = TABLES[table](found.others[table], found.photos, group_column)
-        empty = []
-    elif group_column is not None:
-        raise UsageError(f"'{folder}' has no {' or '.join(TABLES)} for --group_column_name; use --group_pattern")
+    beside = labels_beside(folder, found, columns)
+    if beside is not None:
+        labels, tables = beside
+        rows, empty, left_out = labels.rows, [], left_out_of(labels, found, tables)
+    elif columns.group is not None:
+        raise UsageError(f"'{folder}' has no metadata.csv for --group_column_name; use --group_pattern")
     else:
-        rows, without_row, empty = _rows_of_folders(folder, found.photos), [], found.empty_folders
-    left_out = [f"{name} (not in {table})" for name in without_row]
-    left_out += [f"{name} ({reason})" for name, reason in found.unread.items()]
-    left_out += [f"{name} (not a photo)" for name in found.others if name != table]
+        rows, empty = _rows_of_folders(folder, found.photos), found.empty_folders
+        left_out = left_out_of(TableLabels(rows), found, [])
     return Source(
         PhotoFiles([str(found.photos[row["file"]]) for row in rows]),
         [Photo(row=i, **row) for i, row in enumerate(rows)],
         sorted({row["label"] for row in rows}),
-        left_out=(*left_out, *found.passed_over),
+        left_out=tuple(left_out),
         empty_classes=_classes_without_photos(empty, {row["label"] for row in rows}),
+        notes=beside[0].notes if beside else (),
     )
 
 

@@ -10,6 +10,7 @@ import huggingface_hub
 from huggingface_hub.utils import httpx
 
 from agritransfer.data.readers.folder import read_folder
+from agritransfer.data.readers.metadata import Columns
 from agritransfer.data.readers.source import PICKLE_SUFFIXES, SPLIT_NAMES, Photo, Source
 from agritransfer.errors import DataError, UsageError, in_one_line
 from agritransfer.wording import counted
@@ -39,7 +40,7 @@ def read_hub(
         source = source_of_tables(name, loaded, image_column, label_column, group_column)
     else:
         # A repository without tables is a folder of photos like any other.
-        source = read_folder(folder, group_column)
+        source = read_folder(folder, Columns(image_column, label_column, group_column))
     # The cache names the folder of a snapshot after its commit.
     return replace(source, revision=folder.name)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,7 +44,10 @@ class PhotoFiles(Sequence):
 
 @dataclass(frozen=True)
 class Source:
-    """What a dataset contains before it is split; each row of `images` is `{"image": {"path", "bytes"}}`, undecoded."""
+    """What a dataset contains before it is split; each row of `images` is `{"image": {"path", "bytes"}}`, undecoded.
+
+    `notes` say how it was read where the reader had a choice.
+    """
 
     images: "PhotoFiles | datasets.Dataset"
     photos: list[Photo]
@@ -52,3 +55,16 @@ class Source:
     revision: str | None = None
     left_out: tuple[str, ...] = ()
     empty_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableLabels:
+    """What a table of labels says: a row (file, label, split, group) for each labelled photo.
+
+    `unlabelled` are photos that it names without a label, with the reason.
+    """
+
+    rows: list[dict[str, str]]
+    unlabelled: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
