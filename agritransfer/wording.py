@@ -1,4 +1,4 @@
-"""How are numbers, lists and file names written in a message?"""
+"""How are numbers, lists, file names and names from outside written in a message or a report?"""
 
 import re
 import unicodedata
@@ -41,3 +41,21 @@ def unescaped(name: str) -> str:
 
 def _unescaped(found: re.Match) -> bytes:
     return bytes.fromhex(found.group(1).decode()) if found.group(1) else b"\\"
+
+
+# An underscore within a word, as in leaf_spot, is only itself.
+MARKDOWN = re.compile(r"[\\`*\[\]<>&~|#$]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def in_markdown(text: str) -> str:
+    """A text from outside, such as a label, in one line of Markdown that shows it as it is, without links or HTML."""
+    return MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def as_code(name: str) -> str:
+    """A name from outside, such as that of a folder, as code in Markdown."""
+    name = escaped(name)
+    # The text may hold backticks: the fence has one more than any of them in a row.
+    fence = "`" * (max(map(len, re.findall("`+", name)), default=0) + 1)
+    space = " " if len(fence) > 1 else ""
+    return f"{fence}{space}{name}{space}{fence}"

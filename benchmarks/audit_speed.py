@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from agritransfer.data.audit import examine
+from agritransfer.data.examination import examine
 from agritransfer.data.sources import read_source
 from agritransfer.runtime.process import available_cores
 

@@ -71,7 +71,8 @@ def costs_of_commands(run: Path, turns: int) -> list[Ratio]:
     photo = next((ROOT / "sample/leaves/test").rglob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(shutil.copytree(run, Path(folder) / "weights", ignore=shutil.ignore_patterns("onnx")))
-        table, audit = ["--output", f"{folder}/table.csv"], ["audit", "sample/leaves", "--output", f"{folder}/a.json"]
+        table = ["--output", f"{folder}/table.csv", "--overwrite"]
+        audit = ["audit", "sample/leaves", "--output", f"{folder}/a.json"]
         commands = {
             "--help": partial(cpu_seconds_of_command, "--help"),
             "audit, first": partial(cpu_seconds_of_first_audit, *audit),

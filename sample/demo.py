@@ -37,7 +37,7 @@ def main() -> None:
     print(f"\n{comparison_table(compared)}\n\n{recommendation(compared)}")
     print("\n=== one field photo: agritransfer predict runs/sample-finetune ... ===", flush=True)
     predict = [sys.executable, "-m", "agritransfer", "predict", "runs/sample-finetune", PHOTO]
-    subprocess.run([*predict, "--output", "runs/predictions.csv"], check=True, cwd=HERE.parent)
+    subprocess.run(predict, check=True, cwd=HERE.parent)
     print(NEXT)
 
 

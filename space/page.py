@@ -18,6 +18,7 @@ from PIL import Image
 
 from classifier import Answer
 from photos import Photo, PhotoError
+from spreadsheet import guarded
 
 TRANSLATIONS: dict[str, dict[str, str]] = json.loads(
     (Path(__file__).parent / "translations.json").read_text(encoding="utf-8")
@@ -227,9 +228,7 @@ def _csv_url(rows: list[dict[str, Any]]) -> str:
     writer.writerow(["file", "verdict", "label", "probability", "note"])
     for row in rows:
         chance = "" if row["chance"] is None else f"{row['chance']:.4f}"
-        # A spreadsheet would evaluate a file name that begins like a formula.
-        name = "'" + row["file"] if row["file"][:1] in ("=", "+", "-", "@", "\t", "\r") else row["file"]
-        writer.writerow([name, row["verdict"], row["first"], chance, row["note"]])
+        writer.writerow([guarded(row["file"]), row["verdict"], guarded(row["first"]), chance, guarded(row["note"])])
     # The byte order mark tells spreadsheets that the file is UTF-8.
     return f"data:text/csv;base64,{base64.b64encode(text.getvalue().encode('utf-8-sig')).decode()}"
 

@@ -185,4 +185,6 @@ def _source(photo: dict | None) -> Path | bytes:
 
 
 def _name(photo: dict) -> str:
-    return photo.get("orig_name") or Path(photo.get("path") or "").name
+    name = str(photo.get("orig_name") or Path(photo.get("path") or "").name)
+    # A name may hold bytes that are not UTF-8, which no answer could contain.
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -4,7 +4,8 @@
     agritransfer audit photos --model_name_or_path facebook/dinov2-small
 
 With a model, it also looks for similar photos that are not copies, and for labels that the features contradict. It
-writes audit.json and, with a model, suspects.png beside it. The exit code is 0, or 3 if something must be fixed.
+writes audit.json and, with a model, suspects.png beside it. An earlier report is replaced; any other file of that name
+is kept, and the command ends before the work. The exit code is 0, or 3 if something must be fixed.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from agritransfer.cli.dataset_flags import SOURCE_FLAGS, add_dataset_flags
 CROP = 0.9
 CROPPED = 64
 SHEET = 24
+SUSPECTS = "suspects.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the photos, write the report and print it; returns 0, or 3 if something must be fixed."""
-    from agritransfer.data.audit import audit_report, audit_table, examine
+    from agritransfer.data.audit import audit_report, audit_table
+    from agritransfer.data.examination import examine
     from agritransfer.data.selection import select_classes
     from agritransfer.data.sources import read_source
-    from agritransfer.errors import UsageError
+    from agritransfer.wording import escaped
 
-    if not arguments.output.parent.is_dir():
-        raise UsageError(f"there is no folder '{arguments.output.parent}' for --output; make it first")
+    _check_output(arguments.output, arguments.model_name_or_path is not None)
     source = read_source(
         arguments.dataset,
         revision=arguments.dataset_revision,
@@ -53,8 +55,19 @@ def run(arguments: argparse.Namespace) -> int:
         _check_with_model(arguments, source, examination, report)
     arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(audit_table(report))
-    print(f"written to {arguments.output}")
+    print(f"written to {escaped(str(arguments.output))}")
     return 3 if report["faults"] else 0
+
+
+def _check_output(report: Path, with_model: bool) -> None:
+    from agritransfer.cli.outputs import check_report
+    from agritransfer.errors import UsageError
+
+    check_report(report, "files_found", "files_used")
+    sheet = report.with_name(SUSPECTS)
+    # Beside an earlier report, it is that audit's.
+    if with_model and sheet.exists() and not report.exists():
+        raise UsageError(f"'{sheet}' exists already and would be replaced; move it, or choose another --output")
 
 
 def _check_with_model(arguments: argparse.Namespace, source, examination, report: dict) -> None:
@@ -102,7 +115,7 @@ def _check_with_model(arguments: argparse.Namespace, source, examination, report
         picture.thumbnail((320, 320))
         pictures.append((picture, f"{photos[place].file}", f"perhaps {source.labels[suggested]}"))
     title = f"{counted(len(suspects), 'label')} to check, the least probable first"
-    draw_gallery(arguments.output.with_name("suspects.png"), pictures, title)
+    draw_gallery(arguments.output.with_name(SUSPECTS), pictures, title)
 
 
 def _groups_of(examination, whole: list[int]) -> list[str]:

@@ -17,11 +17,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from agritransfer.cli.flag_checks import make_folder
+from agritransfer.cli.outputs import is_report
 from agritransfer.errors import UsageError
 from agritransfer.strategies import STRATEGIES
 
 SCRIPTS = Path(__file__).parent.parent.parent
+# What a comparison writes beside the runs.
+WRITTEN = ("comparison.json", "report.md", "report.html", "figures/scores.png", "figures/costs.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,12 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, training_flags: list[str]) -> int:
     """Train the missing runs, compare, write the report, print table and recommendation; returns the exit code."""
     _check(arguments, training_flags)
+    name = "comparison" if arguments.runs is not None else f"compare-{Path(arguments.dataset).name}"
+    output = arguments.output_dir or Path("runs") / name
+    _check_output(output)
     if arguments.runs is not None:
-        folders, output = _finished(arguments.runs), arguments.output_dir or Path("runs/comparison")
-        make_folder(output)
+        folders = _finished(arguments.runs)
     else:
-        output = arguments.output_dir or Path(f"runs/compare-{Path(arguments.dataset).name}")
-        make_folder(output)
         folders, code = _train(arguments, training_flags, output)
         if code:
             return code
@@ -108,6 +110,15 @@ def _check(arguments: argparse.Namespace, training_flags: list[str]) -> None:
             raise UsageError(f"compare sets {flag} itself; use --seeds, --budget_epochs or --strategies")
 
 
+def _check_output(folder: Path) -> None:
+    """An earlier comparison is replaced, but nobody else's report."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output_dir '{folder}' is a file; choose another folder")
+    theirs = [name for name in WRITTEN if (folder / name).exists()]
+    if theirs and not is_report(folder / "comparison.json", "rows", "pairs"):
+        raise UsageError(f"--output_dir '{folder}' holds {theirs[0]}, which is of no comparison; choose another folder")
+
+
 def _finished(folders: list[Path]) -> list[Path]:
     finished = [folder for folder in folders if (folder / "results.json").is_file()]
     if not finished:
@@ -122,6 +133,10 @@ def _train(arguments: argparse.Namespace, training_flags: list[str], output: Pat
     # All strategies of one seed before the next seed, so that an interrupted comparison is balanced.
     planned = [(strategy, seed) for seed in range(arguments.seeds) for strategy in dict.fromkeys(arguments.strategies)]
     folders = [output / f"{strategy}-seed{seed}" for strategy, seed in planned]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output_dir {output} cannot be used: {error.strerror}; choose another folder") from error
     for number, ((strategy, seed), folder) in enumerate(zip(planned, folders, strict=True), start=1):
         command = _command(arguments, strategy, seed, folder, training_flags)
         if (folder / "results.json").is_file():

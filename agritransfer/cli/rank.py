@@ -26,19 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", nargs="+", type=Path, default=[], metavar="RUN", help="finished runs to compare the ranking with"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the ranking as JSON")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the ranking as JSON; an earlier ranking is replaced"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Rank the backbones and print the table; returns 0."""
+    from agritransfer.cli.outputs import check_report
     from agritransfer.data.dataset import load_splits
     from agritransfer.errors import UsageError
     from agritransfer.evaluation.backbone_ranking import rank_backbones
 
     if len(set(arguments.models)) < 2:
         raise UsageError("--models needs at least two different backbones")
-    if arguments.output is not None and not arguments.output.parent.is_dir():
-        raise UsageError(f"the folder '{arguments.output.parent}' of --output does not exist; create it first")
+    if arguments.output is not None:
+        check_report(arguments.output, *SCORES)
     splits = load_splits(arguments.dataset, **load_options(arguments, *SOURCE_FLAGS, *SPLIT_FLAGS, "max_train_samples"))
     trained = _scores_after_training(arguments.runs, splits)
     rows = rank_backbones(

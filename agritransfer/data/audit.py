@@ -1,70 +1,30 @@
 """Are these photos fit to train on? Broken files, copies, wrong folders, small classes, other notes.
 
-`dataset.py` splits the photos by what is found here.
+Whatever stops a training run is found here by the same functions, so that an audit has the same words for it.
 """
 
-import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from agritransfer.data.deduplication import SIDE, find_duplicates
-from agritransfer.data.file_checks import Inspection, inspect
-from agritransfer.data.readers.source import SPLIT_NAMES, Photo, Source
+from agritransfer.data.assignment import assign_splits, stop_if_broken
+from agritransfer.data.examination import Examination
+from agritransfer.data.readers.source import Photo, Source
+from agritransfer.errors import DataError
 from agritransfer.wording import counted
 
 # With fewer photos of a class than this, three splits are too small for meaningful scores.
 FEW_PHOTOS = 10
-# Words that `datasets` takes for a split wherever they occur in a path.
-SPLIT_WORDS = {*SPLIT_NAMES, "eval", "evaluation"}
 # Entries of a kind that are printed; audit.json has all.
 SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Examination:
-    """The checked photos of a dataset; `duplicates` are groups of indices into `photos`."""
-
-    photos: list[Photo]
-    inspections: list[Inspection]
-    duplicates: list[list[int]]
-
-    @property
-    def broken(self) -> dict[str, str]:
-        """The reason for each photo that cannot be decoded."""
-        seen = zip(self.photos, self.inspections, strict=True)
-        return {photo.file: inspection.reason for photo, inspection in seen if inspection.reason}
-
-    def groups_where(self, differ: str) -> list[list[Photo]]:
-        """The groups of copies whose photos differ in `label` or in `split`."""
-        groups = [[self.photos[place] for place in group] for group in self.duplicates]
-        return [group for group in groups if len({getattr(photo, differ) for photo in group}) > 1]
-
-
-def examine(images: Sequence[dict], photos: Sequence[Photo], name: str) -> Examination:
-    """Check every photo of the dataset of this name on all cores, and find copies; `images` are a source's rows."""
-    inspections = inspect(images, photos, name)
-    return Examination(list(photos), inspections, same_photos(inspections))
-
-
-def same_photos(inspections: Sequence[Inspection]) -> list[list[int]]:
-    """Groups of indices whose photos are the same; broken ones are in none."""
-    whole = [place for place, inspection in enumerate(inspections) if not inspection.reason]
-    looks = np.array([inspections[place].look for place in whole], np.uint8).reshape(-1, SIDE, SIDE)
-    groups = find_duplicates([inspections[place].digest for place in whole], looks)
-    return [[whole[place] for place in group] for group in groups]
 
 
 def class_faults(source: Source) -> list[str]:
     """Faults of the classes themselves: names that look the same, folders without photos, a single class."""
     spellings = defaultdict(list)
     for label in source.labels:
-        spellings[unicodedata.normalize("NFC", label).casefold()].append(label)
+        spellings["".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
     faults = [
-        f"class names that differ only by case or Unicode form: {names}; rename or merge them"
+        f"class names that differ only by case, spaces or Unicode form: {names}; rename or merge them"
         for names in spellings.values()
         if len(names) > 1
     ]
@@ -79,7 +39,8 @@ def photo_warnings(examination: Examination) -> list[str]:
     """What to know before training, one line of each kind; nothing here stops a run."""
     photos = examination.photos
     count = Counter(photo.label for photo in photos)
-    splits = sorted({photo.split for photo in photos} - {""})
+    # A class without train photos is a fault.
+    splits = sorted({photo.split for photo in photos} - {"", "train"})
     in_split = {(photo.split, photo.label) for photo in photos}
     warnings = []
     if few := {label: n for label, n in sorted(count.items()) if n < FEW_PHOTOS}:
@@ -87,11 +48,6 @@ def photo_warnings(examination: Examination) -> list[str]:
     for split in splits:
         if absent := [label for label in sorted(count) if (split, label) not in in_split]:
             warnings.append(f"classes without photos in {split}: {absent}")
-    if named := sorted({part for photo in photos for part in _parts_with_split_words(photo)}):
-        warnings.append(
-            f"{counted(len(named), 'name')} with a word that `datasets` takes for a split, such as '{named[0]}'; "
-            "here only a top folder of exactly that name is a split"
-        )
     notes = defaultdict(list)
     for photo, inspection in zip(photos, examination.inspections, strict=True):
         for note in inspection.notes:
@@ -102,23 +58,34 @@ def photo_warnings(examination: Examination) -> list[str]:
     return warnings
 
 
-def _parts_with_split_words(photo: Photo) -> list[str]:
-    parts = photo.file.split("/")
-    # A top folder that is a split was meant as one.
-    parts = parts[1:] if photo.split and parts[0].lower() in SPLIT_NAMES else parts
-    return [part for part in parts if SPLIT_WORDS & set(re.split(r"[\W_]+", part.lower()))]
-
-
 def faults_of(source: Source, examination: Examination) -> list[str]:
-    """What must be fixed before training, one line of each kind; with any, the audit ends with exit code 3."""
-    faults = class_faults(source)
-    if examination.broken:
-        faults.append(f"{counted(len(examination.broken), 'broken photo')} (replace or remove)")
+    """What must be fixed, one line of each kind; with any, the audit ends with exit code 3."""
+    faults = [*class_faults(source), *_refusals(source, examination)]
     if conflicts := examination.groups_where("label"):
-        faults.append(f"{counted(len(conflicts), 'group')} of copies with different labels; choose one label for each")
+        groups = counted(len(conflicts), "group")
+        faults.append(f"{groups} of copies with different labels; choose one label for each (training only notes them)")
     if leaks := examination.groups_where("split"):
-        faults.append(f"{counted(len(leaks), 'group')} of copies in more than one split; keep each in one")
+        groups = counted(len(leaks), "group")
+        faults.append(
+            f"{groups} of copies in more than one split; keep each in one (training uses the copy in test, "
+            "or else in validation; see --on_leakage)"
+        )
     return faults
+
+
+def _refusals(source: Source, examination: Examination) -> list[str]:
+    """Why training with its default flags would stop at these photos or splits."""
+    refusals = []
+    steps = [
+        lambda: stop_if_broken(examination, "stop"),
+        lambda: assign_splits(examination, source.labels),
+    ]
+    for step in steps if len(examination.broken) < len(examination.photos) else steps[:1]:
+        try:
+            step()
+        except DataError as error:
+            refusals.append(str(error))
+    return refusals
 
 
 def audit_report(name: str, source: Source, examination: Examination) -> dict:
@@ -170,6 +137,8 @@ def audit_table(report: dict) -> str:
     ]
     lines += _listing("labels to check", suspects)
     lines += [f"left out: {reason}" for reason in report["left_out"][:SHOWN]]
+    if more := report["left_out"][SHOWN:]:
+        lines.append(f"left out: {len(more):,} more, listed in the report")
     lines += [f"note: {warning}" for warning in report["warnings"]]
     lines += [f"must be fixed: {fault}" for fault in report["faults"]]
     return "\n".join(lines)

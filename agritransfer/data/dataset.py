@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from agritransfer.arguments import DataArguments
-from agritransfer.data.audit import Examination, class_faults, examine, photo_warnings, same_photos
-from agritransfer.data.deduplication import connect
+from agritransfer.data.assignment import SPLITS, assign_splits, check_classes, merge_groups, stop_if_broken
+from agritransfer.data.audit import class_faults, photo_warnings
+from agritransfer.data.examination import Examination, examine, same_photos
 from agritransfer.data.file_checks import Inspection
-from agritransfer.data.leakage import find_leaks, stop_if_leaked
-from agritransfer.data.readers.source import Photo, PhotoFiles
+from agritransfer.data.leakage import stop_if_leaked
+from agritransfer.data.readers.source import Photo, PhotoFiles, Source
 from agritransfer.data.readers.table import read_table
-from agritransfer.data.selection import Selection, limit_train_photos, matches, select_classes
+from agritransfer.data.selection import Selection, matches, select_classes
 from agritransfer.data.sources import read_source
-from agritransfer.data.splitting import cut_splits, draw_samples
+from agritransfer.data.splitting import draw_samples
 from agritransfer.data.streaming import StreamedPhotos, TrainStream, open_stream
 from agritransfer.errors import DataError, UsageError
 from agritransfer.images.photo_dataset import EvaluationPixels, PhotoDataset, WholePhotos, training_pixels
@@ -33,7 +34,6 @@ from agritransfer.wording import counted, listed
 if TYPE_CHECKING:
     import datasets
 
-SPLITS = ("train", "validation", "test")
 # Leaked photos that are listed by name; all are counted.
 SHOWN = 10
 
@@ -171,21 +171,20 @@ def load_splits(
         raise DataError(faults[0])
     found = source.photos
     examination = examine(source.images, found, dataset_name)
-    _stop_if_broken(examination, on_broken)
-    grouped = _merge_groups(examination)
-    leaked = find_leaks(examination, on_leakage)
-    method, seed, present = "official", None, {photo.split for photo in found}
-    if missing := [split for split in SPLITS if split not in present and not stream]:
-        fractions = {"validation": validation_fraction, "test": test_fraction}
-        fractions = {split: fractions[split] for split in missing if split in fractions}
-        grouped = cut_splits(grouped, fractions, split_seed)
-        method, seed = ("group" if any(photo.group for photo in grouped) else "stratified"), split_seed
-    unfit = set(examination.broken) | (set(leaked) if on_leakage == "drop" else set())
-    limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
-    photos = [photo for photo in grouped if photo.file not in unfit]
-    photos = limit_train_photos(photos, max_photos_per_class, split_seed)
-    photos = draw_samples(photos, limits, split_seed)
-    _check_classes(photos, source.labels, stream)
+    stop_if_broken(examination, on_broken)
+    assigned = assign_splits(
+        examination,
+        source.labels,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=split_seed,
+        on_leakage=on_leakage,
+        max_photos_per_class=max_photos_per_class,
+        max_train_samples=max_train_samples,
+        max_eval_samples=max_eval_samples,
+        streamed=stream and _streamed_counts(stream, source.labels),
+    )
+    photos, missing = assigned.photos, assigned.missing
     inspections = _inspections_of(photos, examination)
     return Splits(
         name=dataset_name,
@@ -195,13 +194,13 @@ def load_splits(
         images=source.images,
         photos=photos,
         inspections=inspections,
-        found=grouped,
-        method=method,
-        seed=seed,
+        found=assigned.found,
+        method=assigned.method,
+        seed=split_seed if missing else None,
         broken=examination.broken,
         left_out=source.left_out,
         selection=selection,
-        leaked=leaked,
+        leaked=assigned.leaked,
         leaks_dropped=on_leakage == "drop",
         warnings=(*source.notes, *photo_warnings(examination), *_group_warnings(examination, missing)),
         stream=stream,
@@ -233,13 +232,14 @@ def load_shift_photos(
         if not classes:
             raise DataError(f"'{dataset_name}' has none of the --classes; it has {listed(source.labels)}")
     source, classes_left_out = select_classes(source, classes)
+    source = _named_as_trained(source, splits.labels)
     if unknown := sorted(set(source.labels) - set(splits.labels)):
         raise DataError(f"'{dataset_name}' has labels that the training set lacks: {unknown}; use only {splits.labels}")
     has_test = any(photo.split == "test" for photo in source.photos)
     found = [replace(photo, split="shift") for photo in source.photos if photo.split == "test" or not has_test]
     examination = examine(source.images, found, dataset_name)
-    _stop_if_broken(examination, on_broken)
-    found = _merge_groups(examination)
+    stop_if_broken(examination, on_broken)
+    found = merge_groups(examination)
     photos = [photo for photo in found if photo.file not in examination.broken]
     photos = draw_samples(photos, {"shift": max_eval_samples}, seed=0)
     inspections = _inspections_of(photos, examination)
@@ -264,21 +264,20 @@ def load_shift_photos(
     return _without_shift_leaks(splits, shift, on_leakage), shift
 
 
-def _merge_groups(examination: Examination) -> list[Photo]:
-    """The photos, each with its group: photos of one given group and copies of a photo belong together."""
-    photos = examination.photos
-    given = defaultdict(list)
-    for place, photo in enumerate(photos):
-        if photo.group:
-            given[photo.group].append(place)
-    pairs = [(group[0], place) for group in [*given.values(), *examination.duplicates] for place in group[1:]]
-    merged = list(photos)
-    for group in connect(len(photos), pairs):
-        names = sorted({photos[place].group for place in group} - {""})
-        name = " + ".join(names) or f"same as {photos[group[0]].file}"
-        for place in group:
-            merged[place] = replace(photos[place], group=name)
-    return merged
+def _streamed_counts(stream: TrainStream, labels: list[str]) -> dict[str, int]:
+    # Without counts in the shards, the labels are those of validation and test.
+    return stream.counts or dict.fromkeys(labels, 1)
+
+
+def _named_as_trained(source: Source, labels: list[str]) -> Source:
+    """The source with `Tomato/rust` for `rust` if it was read inside `Tomato` and the training set has that label."""
+    parts = source.inside.split("/") if source.inside else []
+    for prefix in ("/".join(parts[start:]) for start in range(len(parts))):
+        renamed = {label: f"{prefix}/{label}" for label in source.labels}
+        if not set(source.labels) <= set(labels) and set(renamed.values()) <= set(labels):
+            photos = [replace(photo, label=renamed[photo.label]) for photo in source.photos]
+            return replace(source, photos=photos, labels=sorted(renamed.values()))
+    return source
 
 
 def _without_shift_leaks(splits: Splits, shift: Splits, on_leakage: Literal["drop", "keep", "stop"]) -> Splits:
@@ -297,7 +296,7 @@ def _without_shift_leaks(splits: Splits, shift: Splits, on_leakage: Literal["dro
     photos, inspections = [splits.photos[place] for place in kept], [splits.inspections[place] for place in kept]
     if not splits.stream and not any(photo.split == "train" for photo in photos):
         raise DataError(f"all train photos are also in '{shift.name}'; use other photos for --shift_dataset_name")
-    _check_classes(photos, splits.labels, splits.stream)
+    check_classes(photos, splits.labels, splits.stream and _streamed_counts(splits.stream, splits.labels))
     return replace(
         splits,
         photos=photos,
@@ -306,23 +305,6 @@ def _without_shift_leaks(splits: Splits, shift: Splits, on_leakage: Literal["dro
         leaked=splits.leaked | leaked,
         shift_leaks=len(leaked),
     )
-
-
-def _stop_if_broken(examination: Examination, on_broken: Literal["stop", "skip"]) -> None:
-    broken = examination.broken
-    if len(broken) == len(examination.photos):
-        raise DataError(
-            f"{counted(len(broken), 'photo')} found, none of which can be decoded, such as {_named(broken, 1)}; "
-            "replace the files"
-        )
-    if broken and on_broken == "stop":
-        raise DataError(
-            f"{counted(len(broken), 'broken photo')}: {_named(broken, 10)}; replace the files or add --on_broken skip"
-        )
-
-
-def _named(broken: dict[str, str], most: int) -> str:
-    return "; ".join(f"{file} ({reason})" for file, reason in list(broken.items())[:most])
 
 
 def _group_warnings(examination: Examination, missing: Sequence[str]) -> list[str]:
@@ -359,7 +341,7 @@ def _fingerprint(photos: list[Photo], inspections: list[Inspection], stream: Tra
 
 
 def write_splits_file(path: Path, splits: Splits) -> None:
-    """Write the split of each file; `--splits_file` reads it."""
+    """Write the split of each file; the texts are exact, without guards for spreadsheets: `--splits_file` reads it."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "split", "group"])
@@ -403,7 +385,12 @@ def counts_table(splits: Splits) -> str:
 def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tuple[str, ...]]:
     if not path.is_file():
         raise UsageError(f"there is no splits file '{path}'; use that of a finished run, such as runs/NAME/splits.csv")
-    split_of = {row["file"]: row["split"] for row in read_table(path, ["file", "split"])}
+    rows = read_table(path, ["file", "split"])
+    split_of = {row["file"]: row["split"] for row in rows}
+    if repeated := [file for file, times in Counter(row["file"] for row in rows).items() if times > 1]:
+        raise DataError(
+            f"'{path}' lists {counted(len(repeated), 'photo')} more than once, such as '{repeated[0]}'; keep one row"
+        )
     if unknown := sorted(set(split_of.values()) - set(SPLITS), key=str):
         raise DataError(f"'{path}' has the splits {unknown}; use train, validation and test")
     known = {photo.file for photo in photos}
@@ -414,18 +401,3 @@ def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tu
         )
     kept = [replace(photo, split=split_of[photo.file]) for photo in photos if photo.file in split_of]
     return kept, tuple(f"{photo.file} (not in {path.name})" for photo in photos if photo.file not in split_of)
-
-
-def _check_classes(photos: list[Photo], labels: list[str], stream: TrainStream | None) -> None:
-    count = Counter((photo.split, photo.label) for photo in photos)
-    if stream:
-        # Without counts in the shards, the labels are those of validation and test.
-        in_train = stream.counts or dict.fromkeys(labels, 1)
-        count.update({("train", label): number for label, number in in_train.items()})
-    for split in SPLITS:
-        if not any(count[split, label] for label in labels):
-            raise DataError(f"the {split} split contains no photos; add some, or remove that split to have it made")
-    if untrained := [label for label in labels if not count["train", label]]:
-        raise DataError(
-            f"classes without train photos: {untrained}; add photos, remove these classes or raise --max_train_samples"
-        )

@@ -5,6 +5,7 @@ A file is decoded when its bytes are first seen on this machine; later runs reco
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ def _inspect(image: dict | None, file: str, known: dict[str, Inspection]) -> Ins
 def _memory_of(name: str) -> Path:
     place = Path(name).resolve() if Path(name).is_dir() else name
     what = f"{VERSION} {version('pillow')} {version('pillow-heif')} {place}"
-    return cache_folder("inspections") / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
+    return cache_folder("inspections") / f"{hashlib.sha256(os.fsencode(what)).hexdigest()[:24]}.npz"
 
 
 def _recall(path: Path) -> dict[str, Inspection]:

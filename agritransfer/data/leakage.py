@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from agritransfer.data.audit import Examination
+from agritransfer.data.examination import Examination
 from agritransfer.errors import DataError
 from agritransfer.wording import counted
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from agritransfer.data.readers.source import Photo
 from agritransfer.errors import DataError, UsageError
-from agritransfer.wording import counted
+from agritransfer.wording import counted, listed
 
 
 def cut_splits(photos: list[Photo], fractions: dict[str, float], seed: int) -> list[Photo]:
@@ -17,6 +17,12 @@ def cut_splits(photos: list[Photo], fractions: dict[str, float], seed: int) -> l
     photos = [replace(photo, split=photo.split or "train") for photo in photos]
     if all(photo.split != "train" for photo in photos):
         raise DataError("the train split contains no photos; add some, or remove all splits")
+    count, least = Counter(photo.label for photo in photos if photo.split == "train"), 1 + len(fractions)
+    if small := {label: n for label, n in sorted(count.items()) if n < least}:
+        raise DataError(
+            f"too few photos for {listed(['train', *fractions])}: {small}; each class needs {least}; add photos, or "
+            "leave these classes out with --classes"
+        )
     for split, fraction in fractions.items():
         # The fraction refers to all photos to be split, not to what an earlier split left over.
         train = [i for i, photo in enumerate(photos) if photo.split == "train"]
@@ -29,8 +35,9 @@ def cut_splits(photos: list[Photo], fractions: dict[str, float], seed: int) -> l
 def _cut(photos: list[Photo], train: list[int], share: float, seed: int, split: str) -> list[int]:
     """Choose about this share of each class in whole groups, at least one photo of each class if that leaves some."""
     count = Counter(photos[i].label for i in train)
+    # An earlier split may have taken all but one of them, as one group.
     if small := {label: n for label, n in sorted(count.items()) if n < 2}:
-        raise DataError(f"too few photos for a {split} split: {small}; add photos or remove these classes")
+        raise DataError(f"too few photos left for a {split} split: {small}; add photos or remove these classes")
     target = {label: max(1, min(n - 1, round(share * n))) for label, n in count.items()}
     taken, cut = Counter(), []
     units = _units(photos, train, seed, split)

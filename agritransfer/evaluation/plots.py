@@ -29,6 +29,8 @@ plt.rcParams.update(
         "axes.spines.right": False,
         "figure.dpi": 150,
         "savefig.bbox": "tight",
+        # A dollar sign in the name of a class or a file is no formula.
+        "text.parse_math": False,
     }
 )
 

@@ -11,7 +11,11 @@ from agritransfer.data.readers.source import Photo
 
 
 def write_predictions(path: Path, scored: dict[str, tuple[Sequence[Photo], np.ndarray]], labels: Sequence[str]) -> None:
-    """Write a row per scored photo: split, file, group, label, predicted, and one logit column per class."""
+    """Write a row per scored photo: split, file, group, label, predicted, and one logit column per class.
+
+    The texts are exact, since `compare` and `export` read them: unlike the table of `agritransfer predict`, formulas
+    are not guarded, so do not open it in a spreadsheet if you do not trust the names of files and classes.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "file", "group", "label", "predicted", *(f"logit_{label}" for label in labels)])

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from markdown_it import MarkdownIt
 from agritransfer.evaluation.plots import draw_compared_scores, draw_costs
 from agritransfer.evaluation.recommendation import p_text, recommendation, seed_note
 from agritransfer.evaluation.results import interval_text
-from agritransfer.wording import counted, listed
+from agritransfer.wording import as_code, counted, escaped, in_markdown, listed
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #20302a; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -77,13 +78,14 @@ def write_report(folder: Path, comparison: dict[str, Any]) -> None:
     """Write comparison.json, report.md, report.html (self-contained) and the figures."""
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    title = f"{Path(comparison['dataset']['name']).name}, {comparison['photos']['test']} test photos"
+    # First, since by this file the next comparison knows the others as its own.
+    (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+    title = f"{_last_part(comparison['dataset']['name'])}, {comparison['photos']['test']} test photos"
     draw_compared_scores(figures / "scores.png", {row["name"]: row for row in comparison["rows"]}, title)
     draw_costs(figures / "costs.png", {row["name"]: _costs(row) for row in comparison["rows"]})
     text = report_text(comparison)
-    (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
     (folder / "report.md").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(_as_html(text, folder), encoding="utf-8")
+    (folder / "report.html").write_text(_as_html(_title(comparison), text, folder), encoding="utf-8")
 
 
 def _costs(row: dict[str, Any]) -> dict[str, float]:
@@ -95,14 +97,21 @@ def _costs(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _as_html(text: str, folder: Path) -> str:
+def _title(comparison: dict[str, Any]) -> str:
+    return f"Which strategy for {_last_part(comparison['dataset']['name'])}?"
+
+
+def _last_part(name: str) -> str:
+    return escaped(Path(name).name)
+
+
+def _as_html(title: str, text: str, folder: Path) -> str:
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for picture in sorted((folder / "figures").glob("*.png")):
         inline = base64.b64encode(picture.read_bytes()).decode()
         body = body.replace(f'src="figures/{picture.name}"', f'src="data:image/png;base64,{inline}"')
-    title = html.escape(text.splitlines()[0].lstrip("# "))
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
         f"<body>\n{body}</body></html>\n"
     )
@@ -111,7 +120,7 @@ def _as_html(text: str, folder: Path) -> str:
 def report_text(comparison: dict[str, Any]) -> str:
     """The report as Markdown: recommendation, setup, scores, differences, lab to field, forgetting, costs, commands."""
     parts = [
-        f"# Which strategy for {Path(comparison['dataset']['name']).name}?",
+        f"# {in_markdown(_title(comparison))}",
         recommendation(comparison),
         "## Setup",
         _what_was_compared(comparison),
@@ -132,8 +141,12 @@ def report_text(comparison: dict[str, Any]) -> str:
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
-    # A label may contain the column separator.
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    # A name may contain the column separator, unless it has been escaped before, or a line break.
+    return " ".join(re.sub(r"(?<!\\)\|", r"\|", text).split())
 
 
 def _what_was_compared(comparison: dict[str, Any]) -> str:
@@ -151,11 +164,9 @@ def _what_was_compared(comparison: dict[str, Any]) -> str:
     unit = "groups of photos (copies of a photo and given groups)" if comparison["grouped"] else "photos"
     field = ""
     if comparison["shift"]:
-        field = (
-            f" Field: {counted(comparison['shift']['n'], 'photo')} of `{Path(comparison['shift']['name']).name}`, "
-            "never trained on."
-        )
-    bases = ", ".join(f"`{Path(name).name}`" for name in comparison["base_models"]) or "none"
+        name, photos = as_code(Path(comparison["shift"]["name"]).name), counted(comparison["shift"]["n"], "photo")
+        field = f" Field: {photos} of {name}, never trained on."
+    bases = ", ".join(as_code(Path(name).name) for name in comparison["base_models"]) or "none"
     versions = ", ".join(f"{name} {comparison['environment'][name]}" for name in ("torch", "transformers", "peft"))
     return (
         f"Photos: {counts['train']} for training, {counts['validation']} for validation, {counts['test']} for testing "
@@ -205,7 +216,13 @@ def _called(split: str) -> str:
 
 def _class_drops(comparison: dict[str, Any]) -> str:
     rows = [
-        [row["name"], drop["label"], f"{drop['test']:.3f}", f"{drop['shift']:.3f}", f"{-drop['drop']:+.3f}"]
+        [
+            row["name"],
+            in_markdown(drop["label"]),
+            f"{drop['test']:.3f}",
+            f"{drop['shift']:.3f}",
+            f"{-drop['drop']:+.3f}",
+        ]
         for row in comparison["rows"]
         for drop in row["class_drops"]
     ]
@@ -219,8 +236,8 @@ def _forgetting(comparison: dict[str, Any]) -> str:
     rows = [[row["name"], interval_text(row, "macro_f1"), ""] for row in found["before"]]
     rows += [[row["name"], interval_text(row, "macro_f1"), _gain_text(row)] for row in found["after"]]
     return (
-        f"Scores of a linear probe on frozen features of `{Path(found['dataset']).name}`, which was not trained on "
-        f"here; {counted(found['n'], 'test photo')}.\n\n"
+        f"Scores of a linear probe on frozen features of {as_code(Path(found['dataset']).name)}, "
+        f"which was not trained on here; {counted(found['n'], 'test photo')}.\n\n"
         f"{markdown_table(['backbone', 'macro F1 of the probe', 'change'], rows)}\n\n"
         "Feature extraction leaves the backbone unchanged."
     )
@@ -246,4 +263,4 @@ def _cost_table(comparison: dict[str, Any]) -> str:
 
 
 def _commands(comparison: dict[str, Any]) -> str:
-    return "\n".join(f"- {row['name']}: `{row['command']}`" for row in comparison["rows"])
+    return "\n".join(f"- {row['name']}: {as_code(row['command'])}" for row in comparison["rows"])

@@ -18,7 +18,7 @@ from agritransfer.data.dataset import SPLITS, Splits, load_splits
 from agritransfer.errors import DataError, PublishError, UsageError
 from agritransfer.evaluation.report import markdown_table
 from agritransfer.hub.client import download, last_part, patient_client, tag_commit, upload
-from agritransfer.wording import counted
+from agritransfer.wording import as_code, counted, in_markdown
 
 TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")
@@ -101,7 +101,7 @@ def _shard_names(splits: Splits, split: str) -> list[str]:
 
 def dataset_card(splits: Splits, repo_id: str, licence: str | None) -> DatasetCard:
     """The card of a published dataset: counts, splits, audit."""
-    number = len(splits.photos)
+    number, labels = len(splits.photos), ", ".join(map(in_markdown, splits.labels[:40]))
     size = SIZES[min(max(len(str(number)) - 3, 0), len(SIZES) - 1)]
     card_data = DatasetCardData(
         pretty_name=repo_id.split("/")[-1],
@@ -122,7 +122,7 @@ def dataset_card(splits: Splits, repo_id: str, licence: str | None) -> DatasetCa
         template_path=str(TEMPLATE),
         title=repo_id.split("/")[-1],
         repo_id=repo_id,
-        summary=f"{number:,} photos of {len(splits.labels)} classes: {', '.join(splits.labels[:40])}.",
+        summary=f"{number:,} photos of {len(splits.labels)} classes: {labels}.",
         counts=_counts(splits),
         cut=_cut(splits),
         audit=_audit(splits),
@@ -133,16 +133,16 @@ def dataset_card(splits: Splits, repo_id: str, licence: str | None) -> DatasetCa
 
 def _counts(splits: Splits) -> str:
     count = Counter((photo.split, photo.label) for photo in splits.photos)
-    rows = [[label, *(f"{count[split, label]:,}" for split in SPLITS)] for label in splits.labels]
+    rows = [[in_markdown(label), *(f"{count[split, label]:,}" for split in SPLITS)] for label in splits.labels]
     return markdown_table(["photos", *SPLITS], rows)
 
 
 def _cut(splits: Splits) -> str:
-    name = last_part(splits.name)
+    name = as_code(last_part(splits.name))
     if splits.method == "official":
-        return f"The splits are the official ones of `{name}`."
+        return f"The splits are the official ones of {name}."
     kept = "; copies of a photo and given groups are never divided" if splits.method == "group" else ""
-    return f"`{name}` was split by class with seed {splits.seed}{kept}."
+    return f"{name} was split by class with seed {splits.seed}{kept}."
 
 
 def _audit(splits: Splits) -> str:
@@ -152,6 +152,6 @@ def _audit(splits: Splits) -> str:
         "",
         f"- broken photos, skipped: {len(splits.broken)}",
         f"- training photos that are also in the validation or test split, {verb}: {len(splits.leaked)}",
-        *(f"- {warning}" for warning in splits.warnings),
+        *(f"- {in_markdown(warning)}" for warning in splits.warnings),
     ]
     return "\n".join(lines)

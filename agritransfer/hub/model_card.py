@@ -10,7 +10,7 @@ from agritransfer.evaluation.report import markdown_table
 from agritransfer.evaluation.results import class_drops, epochs_text, interval_text
 from agritransfer.evaluation.selective import never_sure, promise
 from agritransfer.strategies import STRATEGIES
-from agritransfer.wording import counted, listed
+from agritransfer.wording import as_code, counted, in_markdown, listed
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 SPLIT_TITLES = {"test": "test", "shift": "field"}
@@ -113,13 +113,13 @@ def eval_results(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _list_of(names: list[str], most: int = 40) -> str:
-    shown = ", ".join(names[:most])
+    shown = ", ".join(map(in_markdown, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def _summary(results: dict[str, Any]) -> str:
     base, training = results["base_model"], results["training"]
-    start = f", starting from `{base['name']}`" if base else ""
+    start = f", starting from {as_code(base['name'])}" if base else ""
     count = len(results["dataset"]["labels"])
     return (
         f"Classifies photos into {count} classes. Strategy: {STRATEGIES[results['strategy']].title}{start}. "
@@ -150,7 +150,8 @@ def _field_note(results: dict[str, Any]) -> str:
         )
     worst = class_drops(results)[0]
     return (
-        f"Field photos: `{results['shift']['name']}`, never trained on. The largest drop is that of {worst['label']}: "
+        f"Field photos: {as_code(results['shift']['name'])}, never trained on. The largest drop is that of "
+        f"{in_markdown(worst['label'])}: "
         f"F1 {worst['test']:.3f} on the test photos, {worst['shift']:.3f} on the field photos."
     )
 
@@ -178,15 +179,16 @@ def _other_ways(results: dict[str, Any], repo_id: str, files: Collection[str], a
 
 def _adapter_way(results: dict[str, Any], repo_id: str, adapter_fits_base: bool) -> str:
     base = results["base_model"]
+    base_name = as_code(base["name"])
     if base["revision"] is None:
         return (
-            f"`adapter/` holds only the LoRA adapter. It needs its base model `{base['name']}`, which is not on the "
+            f"`adapter/` holds only the LoRA adapter. It needs its base model {base_name}, which is not on the "
             "Hub; in the weights of this repository the adapter is already merged."
         )
     if not adapter_fits_base:
         # Otherwise the position embeddings would silently be reinitialized.
         return (
-            f"`adapter/` holds only the LoRA adapter. It was trained on `{base['name']}` with another input size "
+            f"`adapter/` holds only the LoRA adapter. It was trained on {base_name} with another input size "
             "(`image_size` in `adapter/config.json`) and does not fit the original model; in the weights of this "
             "repository the adapter is already merged."
         )
@@ -219,7 +221,7 @@ def _per_class(results: dict[str, Any]) -> str:
     field = [f"{row['f1']:.3f} ({row['n']})" if row["n"] else "" for row in shift["per_class"]] if shift else []
     rows = [
         [
-            row["label"],
+            in_markdown(row["label"]),
             str(row["n"]),
             *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")),
             *field[i : i + 1],
@@ -274,8 +276,9 @@ def _data(results: dict[str, Any]) -> str:
         if field := leakage.get("shift"):
             looked += f"; {field['found']} found among the field photos, {field['dropped']} dropped"
     return (
-        f"`{dataset['name']}` ({where}). {_selection(results)}{cut}. {looked}. Broken photos: {broken['found']} found, "
-        f"{broken['skipped']} skipped. Fingerprint of photos and labels: `{dataset['fingerprint']}`."
+        f"{as_code(dataset['name'])} ({where}). {_selection(results)}{cut}. {looked}. "
+        f"Broken photos: {broken['found']} found, {broken['skipped']} skipped. "
+        f"Fingerprint of photos and labels: `{dataset['fingerprint']}`."
     )
 
 
@@ -287,7 +290,7 @@ def _selection(results: dict[str, Any]) -> str:
     if patterns := selection.get("classes"):
         photos, classes = sum(selection["classes_left_out"].values()), len(selection["classes_left_out"])
         text += (
-            f"Only classes that match {listed([f'`{pattern}`' for pattern in patterns])} were used; "
+            f"Only classes that match {listed(list(map(as_code, patterns)))} were used; "
             f"{counted(photos, 'photo')} of {counted(classes, 'other class', 'other classes')} left out. "
         )
     if limit := selection.get("max_photos_per_class"):
@@ -303,7 +306,11 @@ def _counts(results: dict[str, Any]) -> str:
     in_train = dataset["counts"]["train"]
     train = {label: f"{in_train.get(label, 0):,}" if in_train else "streamed" for label in dataset["labels"]}
     rows = [
-        [label, train[label], *(f"{dataset['counts'][split].get(label, 0):,}" for split in ("validation", "test"))]
+        [
+            in_markdown(label),
+            train[label],
+            *(f"{dataset['counts'][split].get(label, 0):,}" for split in ("validation", "test")),
+        ]
         for label in dataset["labels"]
     ]
     return markdown_table(["photos", "train", "validation", "test"], rows)
@@ -332,7 +339,7 @@ def _limits(results: dict[str, Any]) -> str:
         named = _list_of([f"{row['label']} ({row['n']})" for row in rare], 8)
         limits.append(f"- Fewer than {FEW_PHOTOS} test photos, so scores are uncertain: {named}.")
     weakest = min((row for row in results["test"]["per_class"] if row["n"]), key=lambda row: row["f1"])
-    limits.append(f"- Weakest class on the test photos: {weakest['label']}, F1 {weakest['f1']:.3f}.")
+    limits.append(f"- Weakest class on the test photos: {in_markdown(weakest['label'])}, F1 {weakest['f1']:.3f}.")
     if not results["shift"]:
         limits.append(
             "- Single collection: the model may have learned background, light or camera instead of the disease."
@@ -350,4 +357,4 @@ def _licence(results: dict[str, Any], licence: str | None, base_licence: str | N
     base = results["base_model"]
     if base is None:
         return said
-    return f"{said} Base model `{base['name']}`: {base_licence or 'license unknown'}."
+    return f"{said} Base model {as_code(base['name'])}: {base_licence or 'license unknown'}."

@@ -6,6 +6,7 @@ torch is imported only where it is used, since a process is prepared before torc
 import atexit
 import ctypes
 import gc
+import io
 import os
 import platform
 import shlex
@@ -29,10 +30,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def begin_process() -> None:
-    """Prepare a process before torch is imported: fewer garbage collections, a fast exit and fast memory allocation.
+    """Prepare a process before torch is imported: any print, fewer garbage collections, fast exit and allocation.
 
     The environment variables `MALLOC_MMAP_MAX_` (glibc) and `THP_MEM_ALLOC_ENABLE` (torch) take precedence.
     """
+    # What the terminal or log file cannot encode is printed escaped, as on stderr. A notebook has no such file.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     # Skips the final collection, which covers all imported objects and takes longer than some predictions.
     atexit.register(gc.freeze)

@@ -43,6 +43,7 @@ from agritransfer.training.preemption import broken_in, preemptible
 from agritransfer.training.run_folder import check_folder, reserve_folder, write_status
 from agritransfer.training.trainer import ImageTrainer
 from agritransfer.training.trainer_checks import check_trainer_flags
+from agritransfer.wording import escaped
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate")
@@ -87,6 +88,7 @@ def start_run(*arguments: Any) -> Iterator[Run]:
     try:
         check_augmentation(run.data_args.augmentation, run.data_args.cached_views)
         check_selection(args)
+        _check_name(folder)
         check_trainer_flags(args)
         check_folder(folder)
         _check_unused(folder, restart, args.push_to_hub)
@@ -128,6 +130,12 @@ def _reported(folder: Path, writes: bool) -> Iterator[None]:
     finally:
         if writes:
             write_status(folder, state, exit_code)
+
+
+def _check_name(folder: Path) -> None:
+    # The library that writes the weights takes no other path.
+    if (name := str(folder)).encode("utf-8", "replace").decode() != name:
+        raise UsageError(f"--output_dir '{escaped(name)}' is not in UTF-8, which weights need; choose another name")
 
 
 def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
@@ -172,7 +180,9 @@ def _say(error: Exception | Preempted, before: str = "error: ", after: str = "")
 def command_line() -> str:
     """The command that started this process: a script, or `agritransfer` with a subcommand."""
     program = Path(sys.argv[0])
-    return shlex.join([*(["python", program.name] if program.suffix else sys.argv[0].split()), *sys.argv[1:]])
+    command = shlex.join([*(["python", program.name] if program.suffix else sys.argv[0].split()), *sys.argv[1:]])
+    # The path of a folder may hold bytes that are not UTF-8.
+    return command.encode("utf-8", "backslashreplace").decode()
 
 
 def score_run(
@@ -251,6 +261,7 @@ def _data_facts(splits: Splits, shift: Splits | None, broken: list[str]) -> dict
             "labels": splits.labels,
             "counts": {split: splits.label_counts(split) for split in SPLITS},
             "streamed": splits.stream is not None,
+            "notes": list(splits.warnings),
         },
         "selection": {**asdict(splits.selection), "photos_over_limits": splits.over_limits},
         "splits": {

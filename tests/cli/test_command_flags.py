@@ -31,13 +31,6 @@ HUB = ["publish-dataset", "photos", "--repo_id", "u/d"]
             "--seeds 5000 is out of range; give a number of at least",
         ),
         (["compare", "photos", "--budget_epochs", "-1"], "--budget_epochs -1 is out of range"),
-        ([*AUDIT, "--output", "."], "--output . is a folder; give the name of a file"),
-        (
-            [*RANK, "--output", "Makefile/x"],
-            "--output Makefile/x cannot be written: Not a directory; choose",
-        ),
-        ([*AUDIT, "--output", "none/x"], "--output none/x cannot be written: No such file or directory"),
-        ([*AUDIT, "--output", "x" * 300], "cannot be written: File name too long"),
         (["audit", ""], "a word is empty; give a value or remove it"),
         ([*AUDIT, "--group_pattern", ""], "--group_pattern is empty"),
     ],
@@ -46,15 +39,6 @@ def test_a_value_that_cannot_work_is_refused_before_the_work(words, complaint, c
     assert main(words) == 2
     err = capsys.readouterr().err
     assert complaint in err and err.count("\n") == 1
-
-
-def test_an_output_that_can_be_written_is_left_as_it_is(tmp_path, capsys):
-    kept, new = tmp_path / "kept.json", tmp_path / "new.json"
-    kept.write_text("mine")
-    for output in (kept, new):
-        assert main(["audit", str(tmp_path / "nowhere"), "--output", str(output)]) != 0
-    assert kept.read_text() == "mine" and not new.exists()
-    assert "--output" not in capsys.readouterr().err
 
 
 def test_every_number_of_a_command_has_a_range():

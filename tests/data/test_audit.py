@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from class_folders import put_photos
 from conftest import ROOT
 from PIL import Image, ImageOps
 
 from agritransfer.__main__ import main
-from agritransfer.data.audit import class_faults, examine, photo_warnings
+from agritransfer.data.audit import class_faults, photo_warnings
 from agritransfer.data.dataset import counts_table, load_shift_photos, load_splits
+from agritransfer.data.examination import examine
 from agritransfer.data.sources import read_source
 from agritransfer.errors import DataError
 
@@ -84,7 +87,7 @@ def test_every_kind_of_broken_file_is_named_with_its_reason(tmp_path, capsys):
     assert "truncated" in reasons["rust/truncated.jpg"].lower() and "empty" in reasons["rust/empty.png"]
     assert "not a photo in any of the formats" in reasons["rust/text.jpg"]
     assert "over 64 million pixels" in reasons["rust/bomb.png"]
-    assert "must be fixed: 4 broken photos (replace or remove)" in table
+    assert "must be fixed: 4 broken photos: rust/bomb.png (" in table
     assert report["left_out"] == [".DS_Store (hidden)"]
 
 
@@ -129,17 +132,17 @@ def test_what_the_files_tell_beside_their_pixels_is_counted(tmp_path, capsys):
         "1 photo with CMYK colors, converted to RGB, such as rust/printer.jpg",
         "1 photo with 16 bits per channel, scaled to 8, such as rust/16.png",
         "classes with fewer than 10 photos, whose scores will be unreliable: {'img_train': 3}",
-        "1 name with a word that `datasets` takes for a split, such as 'img_train'",
+        "'img_train' is read as a class; if it is not one, move the photos out",
     ):
         assert any(words in warning for warning in report["warnings"]), words
         assert f"note: {words}" in table
 
 
-@pytest.mark.parametrize("names", [("Rust", "rust"), ("caf\u00e9", "cafe\u0301")])
+@pytest.mark.parametrize("names", [("Rust", "rust"), ("caf\u00e9", "cafe\u0301"), ("leaf rust", "leaf rust ")])
 def test_class_names_that_a_reader_takes_for_one_are_refused(names, tmp_path, capsys):
     folder = put(tmp_path / "data", healthy=12, **dict.fromkeys(names, 12))
     assert audit(folder, capsys)[0] == 3
-    with pytest.raises(DataError, match="class names that differ only by case or Unicode form"):
+    with pytest.raises(DataError, match="class names that differ only by case, spaces or Unicode form"):
         load_splits(str(folder))
 
 
@@ -173,6 +176,104 @@ def test_a_class_that_a_split_lacks_is_named(tmp_path):
     source = read_source(str(tmp_path))
     examination = examine(source.images, source.photos, str(tmp_path))
     assert "classes without photos in test: ['rust']" in photo_warnings(examination)
+
+
+def test_the_rows_of_a_hub_set_are_no_folders_with_a_note(tmp_path):
+    put_photos(tmp_path, *(f"a/{number}.png" for number in range(20)))
+    source = read_source(str(tmp_path))
+    rows = [replace(photo, file=f"train/{photo.row:06d}") for photo in source.photos]
+    assert photo_warnings(examine(source.images, rows, "user/photos")) == []
+
+
+def test_what_is_left_out_adds_up(tmp_path, capsys):
+    put_photos(tmp_path / "data", *(f"{label}/{number}.png" for label in "ab" for number in range(10)))
+    for number in range(12):
+        (tmp_path / f"data/{number:02d}.txt").touch()
+    table = audit(tmp_path / "data", capsys)[2]
+    assert table.count("left out: ") == 11 and "left out: 2 more, listed in the report\n" in table
+
+
+def put_splits(folder: Path, **counts: dict[str, int]) -> None:
+    for split, classes in counts.items():
+        for label, count in classes.items():
+            put_photos(folder, *(f"{split}/{label}/{number}.png" for number in range(count)))
+
+
+# Each makes a set that training refuses.
+UNFIT = {
+    "a class only in the test": lambda data: put_splits(data, train={"a": 3, "b": 3}, test={"a": 2, "b": 2, "c": 2}),
+    "a class only in the test, cut": lambda data: put_splits(data, train={"a": 3}, validation={"a": 2}, test={"b": 2}),
+    "no train split": lambda data: put_splits(data, validation={"a": 3, "b": 3}, test={"a": 2, "b": 2}),
+    "the test alone": lambda data: put_splits(data, test={"a": 3, "b": 3}),
+    "a class of one photo": lambda data: put_photos(data, *(f"a/{n}.png" for n in range(9)), "b/0.png"),
+    "a class of two photos": lambda data: put_photos(data, *(f"a/{n}.png" for n in range(9)), "b/0.png", "b/1.png"),
+    "one class": lambda data: put_photos(data, "a/0.png", "a/1.png", "a/2.png"),
+    "one photo": lambda data: put_photos(data, "a/0.png"),
+    "no photos": lambda data: data.mkdir(),
+    "an empty class": lambda data: (
+        put_photos(data, *(f"{c}/{n}.png" for c in "ab" for n in range(9))),
+        put(data, c=0),
+    ),
+    "an empty split": lambda data: (put_splits(data, train={"a": 9, "b": 9}), (data / "test").mkdir()),
+    "class names alike": lambda data: put_photos(data, *(f"{c}/{n}.png" for c in ("a", "A ") for n in range(9))),
+    "photos in no class": lambda data: put_photos(data, "a/0.png", "b/0.png", "0.png"),
+    "photos without labels": lambda data: (put_splits(data, train={"a": 9, "b": 9}), put_photos(data, "test/0.png")),
+    "splits or classes": lambda data: put_splits(data, train={"a": 9, "b": 9}, val_set={"a": 3, "b": 3}),
+    "all broken": lambda data: (
+        put_photos(data, "a/0.png", "b/0.png"),
+        [p.write_text("") for p in data.rglob("*.png")],
+    ),
+    "a broken photo": lambda data: (
+        put_photos(data, *(f"{c}/{n}.png" for c in "ab" for n in range(9))),
+        (data / "a/0.png").write_text("no photo"),
+    ),
+    "all train photos leak": lambda data: (
+        put_splits(data, train={"a": 2, "b": 2}, validation={"a": 2, "b": 2}),
+        shutil.copytree(data / "train", data / "test"),
+    ),
+    "a metadata.csv without labels": lambda data: (
+        put_photos(data, "0.png"),
+        (data / "metadata.csv").write_text("file_name,label\n0.png,\n"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_the_audit_refuses_what_training_refuses_in_the_same_words(case, tmp_path, capsys):
+    UNFIT[case](tmp_path / "data")
+    with pytest.raises(DataError) as refused:
+        load_splits(str(tmp_path / "data"))
+    code = main(["audit", str(tmp_path / "data"), "--output", str(tmp_path / "audit.json")])
+    printed = capsys.readouterr()
+    assert code == refused.value.exit_code == 3
+    assert f"must be fixed: {refused.value}\n" in printed.out or printed.err.endswith(f"error: {refused.value}\n")
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        lambda data: put_photos(data, *(f"{c}/{n}.png" for c in "ab" for n in range(3))),
+        lambda data: put_splits(data, train={"a": 1, "b": 1}, validation={"a": 1}, test={"b": 1}),
+        lambda data: put_splits(data, train={"a": 3, "b": 3}, test={"a": 1}),
+    ],
+)
+def test_the_audit_passes_what_training_accepts(fit, tmp_path, capsys):
+    fit(tmp_path / "data")
+    assert set(load_splits(str(tmp_path / "data")).labels) == {"a", "b"}
+    code, report, _ = audit(tmp_path / "data", capsys)
+    assert (code, report["faults"]) == (0, [])
+
+
+def test_what_training_does_with_a_fault_that_it_accepts_is_said(tmp_path, capsys):
+    put_splits(tmp_path / "data", train={"a": 3, "b": 3}, test={"a": 2, "b": 2})
+    shutil.copy(tmp_path / "data/test/a/0.png", tmp_path / "data/train/b/leak.png")
+    assert len(load_splits(str(tmp_path / "data")).leaked) == 1
+    code, report, _ = audit(tmp_path / "data", capsys)
+    assert code == 3 and report["faults"] == [
+        "1 group of copies with different labels; choose one label for each (training only notes them)",
+        "1 group of copies in more than one split; keep each in one (training uses the copy in test, "
+        "or else in validation; see --on_leakage)",
+    ]
 
 
 def split_folder(tmp_path: Path) -> Path:
@@ -329,6 +430,15 @@ def test_an_audit_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
     put(tmp_path / "data", healthy=12, rust=12)
     assert main(["audit", str(tmp_path / "data"), "--output", str(tmp_path / "no/audit.json")]) == 2
     assert "make it first" in capsys.readouterr().err
+    for theirs in ("notes.txt", "data"):
+        (tmp_path / "notes.txt").write_text("{}")
+        assert main(["audit", str(tmp_path / "data"), "--output", str(tmp_path / theirs)]) == 2
+        err = capsys.readouterr().err
+        assert ("is no report of this command" in err or "is a folder" in err) and err.count("\n") == 1, err
+    (tmp_path / "suspects.png").touch()
+    flags = ["--output", str(tmp_path / "audit.json"), "--model_name_or_path", "sample/vit"]
+    assert main(["audit", str(tmp_path / "data"), *flags]) == 2
+    assert "suspects.png' exists already and would be replaced" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         main(["audit", str(tmp_path / "data"), "--modle", "x"])
     assert end.value.code == 2 and "unknown flag --modle" in capsys.readouterr().err

@@ -1,5 +1,8 @@
 """Tests that every photo gets the label and the split that its folder, its table or the Hub says, or is named."""
 
+import os
+
+import numpy as np
 import pytest
 import torch
 from class_folders import counts, put_classes, put_photos, put_table
@@ -7,8 +10,10 @@ from transformers import ViTImageProcessor
 
 from agritransfer.data.dataset import SPLITS, Splits, counts_table, load_shift_photos, load_splits, write_splits_file
 from agritransfer.errors import DataError, UsageError
+from agritransfer.evaluation.predictions import read_predictions, write_predictions
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.preprocessing import describe_processor
+from agritransfer.wording import unescaped
 
 LEAVES = {"blight": 40, "healthy": 20, "rust": 10}
 
@@ -41,7 +46,9 @@ def test_the_cut_follows_the_seed_and_the_fractions(tmp_path):
 
 def test_a_class_too_small_to_be_cut_is_named(tmp_path):
     put_classes(tmp_path, blight=3, healthy=10, rust=2)
-    with pytest.raises(DataError, match=r"too few photos for a test split: \{'rust': 1\}"):
+    with pytest.raises(
+        DataError, match=r"too few photos for train, validation and test: \{'rust': 2\}; each class needs 3"
+    ):
         load_splits(str(tmp_path))
     put_classes(tmp_path, rust=3)
     splits = load_splits(str(tmp_path))
@@ -104,12 +111,34 @@ def test_a_splits_file_gives_the_same_split_again(tmp_path):
     (tmp_path / "data" / used).rename(tmp_path / "data/rust/new.png")
     with pytest.raises(DataError, match=f"lists 1 photo missing from the dataset, such as '{used}'"):
         load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "splits.csv"))
+    twice = "\nrust/01.png,test"
     with pytest.raises(UsageError, match="there is no splits file"):
         load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "no.csv"))
-    for text in ("file,split\nrust/01.png,field\n", "name,split\nrust/01.png,test\n"):
+    for text in ("file,split\nrust/01.png,field\n", "name,split\nrust/01.png,test\n", f"file,split{2 * twice}\n"):
         (tmp_path / "splits.csv").write_text(text)
-        with pytest.raises(DataError, match=r"has the splits \['field'\]|needs rows with the columns file,split"):
+        with pytest.raises(
+            DataError, match=r"has the splits \['field'\]|needs rows with the columns file,split|more than once"
+        ):
             load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "splits.csv"))
+
+
+def test_a_splits_file_reads_back_any_name(tmp_path):
+    labels = [b"=SUM(1)", b"a,b \"q\" 'x'", b"new\nline \xe9", rb"back\slash \xe9"]
+    for label in labels:
+        put_classes(tmp_path / "data", **{os.fsdecode(label): 5})
+        folder = tmp_path / "data" / os.fsdecode(label)
+        for place, name in enumerate((b"-a,b.png", b"\r\n;.png", b"=\xe9.png")):
+            sorted(folder.glob("0*.png"))[place].rename(folder / os.fsdecode(name))
+    splits = load_splits(str(tmp_path / "data"))
+    write_splits_file(tmp_path / "splits.csv", splits)
+    again = load_splits(str(tmp_path / "data"), splits_file=str(tmp_path / "splits.csv"))
+    assert again.photos == splits.photos and len(splits.photos) == 20
+    assert {os.fsencode(unescaped(label)) for label in again.labels} == set(labels)
+    scored = {"test": (splits.of("test"), np.eye(4)[splits.label_indices("test")])}
+    write_predictions(tmp_path / "predictions.csv", scored, splits.labels)
+    predictions = read_predictions(tmp_path / "predictions.csv", "test", splits.labels)
+    assert predictions.files == [photo.file for photo in splits.of("test")]
+    assert predictions.truth.tolist() == splits.label_indices("test") == predictions.logits.argmax(axis=1).tolist()
 
 
 def test_broken_photos_stop_the_run_or_are_counted(tmp_path):
@@ -188,6 +217,18 @@ def test_the_labels_of_a_field_set_are_those_that_were_trained(lab, tmp_path):
     put_classes(tmp_path / "field", scab=1)
     with pytest.raises(DataError, match=r"labels that the training set lacks: \['scab'\]; use only \['blight', 'heal"):
         load_shift_photos(str(tmp_path / "field"), lab)
+
+
+@pytest.mark.parametrize("inside", ["Tomato", "photos/Tomato"])
+def test_a_field_set_of_one_crop_has_the_labels_of_a_training_set_of_two(inside, tmp_path):
+    put_classes(tmp_path / "lab/Tomato", healthy=6, rust=6)
+    put_classes(tmp_path / "lab/Corn", healthy=6)
+    put_classes(tmp_path / "field" / inside, healthy=2, rust=1)
+    splits = load_splits(str(tmp_path / "lab"))
+    assert splits.labels == ["Corn/healthy", "Tomato/healthy", "Tomato/rust"]
+    _, shift = load_shift_photos(str(tmp_path / "field"), splits)
+    assert counts(shift, "shift") == {"Tomato/healthy": 2, "Tomato/rust": 1}
+    assert f"note: read inside '{inside}', which holds everything" in counts_table(shift)
 
 
 def test_of_a_field_set_with_splits_the_test_alone_is_scored(lab, tmp_path):

@@ -104,7 +104,7 @@ REFUSED_FOLDERS = {
         "val/a/1.png",
         "valid/a/1.png",
     ],
-    r"has other folders beside the splits \['test', 'train'\]: \['new'\]": [
+    r"folders that may be splits: new \(1 photo\), .*; if they are splits, move 'new' into a split folder": [
         "train/a/1.png",
         "test/a/1.png",
         "new/1.png",
@@ -126,7 +126,7 @@ REFUSED_TABLES = {
     r"lists 1 photo more than once, such as '1.png'": "file_name,label,split\n1.png,a,train\n1.png,a,test\n",
     r"has the split 'field'; use train, validation or test": "file_name,label,split\n1.png,a,field\n2.png,b,test\n",
     r"gives a split to only some of the photos": "file_name,label,split\n1.png,a,train\n2.png,b,\n",
-    r"too few photos for a test split": "file_name,label,group\n1.png,a,x\n2.png,b,x\n3.png,a,y\n4.png,b,x\n",
+    r"too few photos for train, val": "file_name,label,group\n1.png,a,x\n2.png,b,x\n3.png,a,y\n4.png,b,x\n",
     r"is not UTF-8": "file_name,label\n1.png,é\n",
 }
 

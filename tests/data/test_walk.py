@@ -51,11 +51,20 @@ def test_a_loop_of_links_is_listed_once(tmp_path):
     ]
 
 
+def test_a_link_to_the_folder_around_lists_this_one_once(tmp_path):
+    touch(tmp_path, "photos/rust/1.jpg", "mosaic/2.jpg")
+    (tmp_path / "photos/around").symlink_to(tmp_path)
+    found = find_files(tmp_path / "photos")
+    assert list(found.photos) == ["around/mosaic/2.jpg", "rust/1.jpg"]
+    assert found.passed_over == ["around/photos (a link to a folder that is listed already)"]
+
+
 def test_a_link_to_nothing_is_a_photo_and_a_pipe_is_passed_over(tmp_path):
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "missing.jpg")
+    (tmp_path / "itself.jpg").symlink_to(tmp_path / "itself.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     found = find_files(tmp_path)
-    assert list(found.photos) == ["gone.jpg"]
+    assert list(found.photos) == ["gone.jpg", "itself.jpg"]
     assert found.passed_over == ["pipe.jpg (not a regular file)"]
 
 

@@ -100,8 +100,9 @@ def test_networks_are_ranked_by_what_they_see_and_the_order_is_compared(photos, 
 def test_rank_says_in_one_line_what_it_cannot_do(photos, tiny_vit, tmp_path, capsys):
     for words, complaint in (
         (["--models", tiny_vit], "--models needs at least two different backbones"),
-        (["--models", tiny_vit, "x", "--output", tmp_path / "no/rank.json"], "does not exist; create it first"),
+        (["--models", tiny_vit, "x", "--output", tmp_path / "no/rank.json"], "there is no folder"),
         (["--models", tiny_vit, "x", "--runs", tmp_path], "is not a finished run"),
+        (["--models", tiny_vit, "x", "--output", photos / "rust/00.jpg"], "is no report of this command"),
     ):
         assert main(["rank", str(photos), *map(str, words)]) == 2
         err = capsys.readouterr().err

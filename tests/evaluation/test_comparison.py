@@ -1,6 +1,7 @@
 """Strategies are compared on the same photos, over seeds; validation decides which one is recommended."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -297,9 +298,11 @@ def test_the_report_holds_every_number_and_is_complete_in_itself(tmp_path):
 def test_a_label_cannot_break_the_table_or_the_page(tmp_path):
     folders = runs(tmp_path / "runs", {"head": (0.8, 0.7), "lora": (0.9, 0.8)}, seeds=1)
     comparison = compare(read_candidates(folders))
-    comparison["rows"][0]["class_drops"][0]["label"] = "a|b <script>alert(1)</script>"
+    comparison["rows"][0]["class_drops"][0]["label"] = "a|b <script>alert(1)</script> ![x](http://x/x.png)"
+    comparison["dataset"]["name"] = os.fsdecode(b"data/$\\frac$ \xe9`x")
     write_report(tmp_path, comparison)
-    assert "<script>" not in (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "<script>" not in report and "http://x/x.png" in report and 'src="http' not in report
     assert "a\\|b" in (tmp_path / "report.md").read_text()
 
 
@@ -310,6 +313,19 @@ def test_finished_runs_are_compared_by_the_command(tmp_path, capsys):
     assert "Use LoRA, chosen on the 240 validation photos: " in out and f"report: {tmp_path / 'out/report.html'}" in out
     left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert left == {"comparison.json", "report.html", "report.md", "figures/scores.png", "figures/costs.png"}
+    # An earlier comparison is replaced; a report of anyone else is kept.
+    command = ["compare", "--runs", *map(str, folders), "--output_dir"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/report.md").write_text("A summer in the field")
+    for output, complaint in (
+        (tmp_path / "theirs", "holds report.md, which is of no"),
+        (folders[0] / "results.json", "is a file"),
+    ):
+        assert main([*command, str(output)]) == 2
+        err = capsys.readouterr().err
+        assert complaint in err and err.count("\n") == 1, err
+    assert (tmp_path / "theirs/report.md").read_text() == "A summer in the field"
 
 
 def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
@@ -327,10 +343,6 @@ def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
             "--budget_epochs 0 is out of range; give a number of at least 1",
         ),
         (["photos", "--model_name_or_path", "m", "--seed", "3"], "--seed"),
-        (
-            ["--runs", run, "--output_dir", "Makefile"],
-            "--output_dir Makefile cannot be used: File exists; choose",
-        ),
         (["--runs", run, "--use_dora"], "unknown flag --use_dora; --runs trains nothing"),
         (["--runs", tmp_path], "holds no finished run"),
     ):

@@ -19,6 +19,14 @@ def test_the_confusion_matrix_is_darkest_where_a_row_is_fullest(tmp_path):
     assert (pixels < 90).mean() > 0.05
 
 
+def test_a_dollar_sign_in_a_name_is_no_formula(tmp_path):
+    # Matplotlib would raise an error for the first and swallow the signs of the second.
+    names = [r"$\frac$", "$x_1$", "100 $"]
+    draw_confusion_matrix(tmp_path / "matrix.png", np.eye(3, dtype=int), names, names[0])
+    draw_gallery(tmp_path / "gallery.png", [(Image.new("RGB", (9, 9)), names[0], names[1])], names[0])
+    assert size_of(tmp_path / "matrix.png")[0] > 300 and size_of(tmp_path / "gallery.png")[0] > 100
+
+
 def test_many_classes_make_a_larger_picture(tmp_path):
     for count in (3, 30):
         labels = [f"class {i}" for i in range(count)]

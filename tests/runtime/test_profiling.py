@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from agritransfer.data.audit import examine
+from agritransfer.data.examination import examine
 from agritransfer.data.sources import read_source
 from agritransfer.runtime.profiling import PeakMemory
 

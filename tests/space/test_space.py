@@ -57,9 +57,9 @@ def test_its_pixels_are_those_of_the_processor(kind):
         assert np.abs(model_pixels(noise(*size), recipe)[0] - theirs).max() < 1e-5
 
 
-def test_it_makes_pixels_with_the_same_file_as_the_package():
-    ours = (ROOT / "agritransfer/images/recipe_pixels.py").read_bytes()
-    assert (SPACE / "recipe_pixels.py").read_bytes() == ours
+@pytest.mark.parametrize("file", ["images/recipe_pixels.py", "spreadsheet.py"])
+def test_it_makes_pixels_and_tables_with_the_same_files_as_the_package(file):
+    assert (SPACE / Path(file).name).read_bytes() == (ROOT / "agritransfer" / file).read_bytes()
 
 
 def test_it_decodes_as_the_training_does(tmp_path):
@@ -311,13 +311,15 @@ def test_a_verdict_is_one_plain_sentence_in_every_language():
 def test_nothing_that_comes_from_outside_is_run():
     hostile = "<script>alert(1)</script>"
     row = {"file": f"{hostile}.jpg", "verdict": "answer", "first": hostile, "chance": 0.5, "note": hostile}
-    table = page.table_html([row | {"thumbnail": ""}, row | {"file": "=1+1", "thumbnail": ""}], "en")
+    formulas = {"file": "=1+1", "first": "@a", "note": "\tb"}
+    table = page.table_html([row | {"thumbnail": ""}, row | formulas | {"thumbnail": ""}], "en")
     shown = page.answer_html(answer("answer", hostile), Photo(noise(20, 20), 20), "en", with_evidence=True)
     for content in (table, shown):
         assert "<script" not in content and "&lt;script" in content
     file = page.base64.b64decode(table.split("data:text/csv;base64,")[1].split('"')[0]).decode("utf-8-sig")
     rows = list(csv.DictReader(io.StringIO(file)))
     assert [row["file"] for row in rows] == [f"{hostile}.jpg", "'=1+1"]
+    assert (rows[1]["label"], rows[1]["note"]) == ("'@a", "'\tb")
     assert rows[0]["probability"] == "0.5000" and rows[0]["verdict"] == "answer"
 
 

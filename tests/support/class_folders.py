@@ -1,5 +1,6 @@
 """Folders of photos as users have them."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def put_photos(folder: Path, *names: str) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(list(f"{folder.name}/{name}".encode())).integers(
+        pixels = np.random.default_rng(list(os.fsencode(f"{folder.name}/{name}"))).integers(
             0, 256, size=(6, 8, 3), dtype=np.uint8
         )
         Image.fromarray(pixels).save(path, "PNG")

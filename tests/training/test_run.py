@@ -117,7 +117,7 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
         *("schema", "strategy", "base_model", "dataset", "selection", "splits", "validation", "test", "shift"),
         *("calibration", "training", "environment", "command"),
     ]
-    assert list(results["dataset"]) == ["name", "revision", "fingerprint", "labels", "counts", "streamed"]
+    assert list(results["dataset"]) == ["name", "revision", "fingerprint", "labels", "counts", "streamed", "notes"]
     assert list(results["test"]) == [
         *("n", "accuracy", "accuracy_ci95", "macro_f1", "macro_f1_ci95", "balanced_accuracy", "balanced_accuracy_ci95"),
         *("top5_accuracy", "log_loss", "per_class", "confusion_matrix", "ece", "ece_calibrated", "answered"),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("validation", "val", "valid", "validate", "validating", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".mpo", ".heic", ".heif"}
@@ -46,7 +46,8 @@ class PhotoFiles(Sequence):
 class Source:
     """What a dataset contains before it is split; each row of `images` is `{"image": {"path", "bytes"}}`, undecoded.
 
-    `notes` say how it was read where the reader had a choice.
+    `notes` say how it was read where the reader had a choice; `inside` are folders above all labels that are left out
+    of them.
     """
 
     images: "PhotoFiles | datasets.Dataset"
@@ -56,6 +57,7 @@ class Source:
     left_out: tuple[str, ...] = ()
     empty_classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    inside: str = ""
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,34 @@ SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Vo
 class FoundFiles:
     """The files of a folder by name, which is the path inside the folder, as `escaped` writes it.
 
-    `unread` are images in formats that are not decoded here, with the reason; `passed_over` are lines such as
-    `.git (hidden, 12 files)`; `empty_folders` have neither files nor folders.
+    `unread` are images in formats that are not decoded here, with the reason; `skipped` are hidden files, system
+    folders and the like, with the reason; `empty_folders` have no files or folders but hidden ones.
     """
 
     photos: dict[str, Path] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
     others: dict[str, Path] = field(default_factory=dict)
-    passed_over: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
     empty_folders: list[str] = field(default_factory=list)
+
+    @property
+    def passed_over(self) -> list[str]:
+        """The skipped entries as lines, such as `.git (hidden, 12 files)`."""
+        return [f"{name} ({reason})" for name, reason in self.skipped.items()]
+
+    def add(self, path: Path, name: str, is_file: bool) -> None:
+        """Put one entry that is no folder to be listed into its list, under this name; `is_file`: a regular file."""
+        if is_hidden(path.name):
+            self.skipped[name] = _hidden_contents(path)
+        # Reading from a pipe or a device would wait forever. A link to a missing file is a broken photo, no stranger.
+        elif not is_file and os.path.exists(path):
+            self.skipped[name] = "not a regular file"
+        elif path.suffix.lower() in PHOTO_SUFFIXES:
+            self.photos[name] = path
+        elif reason := unread_format(path):
+            self.unread[name] = reason
+        else:
+            self.others[name] = path
 
 
 def find_files(folder: Path) -> FoundFiles:
@@ -41,14 +60,19 @@ def find_files(folder: Path) -> FoundFiles:
     Links to folders are followed after the folders themselves have been listed, and no folder is listed twice, so a
     link into the same tree is passed over.
     """
-    found, listed, links = FoundFiles(), set(), [folder]
-    while links:
-        link = links.pop(0)
-        if os.path.realpath(link) in listed:
-            found.passed_over.append(f"{_name(link, folder)} (a link to a folder that is listed already)")
-        else:
-            _list(link, folder, found, listed, links)
-    for files in (found.photos, found.unread, found.others):
+    found, listed = FoundFiles(), set()
+    folders, links = [(folder, os.path.realpath(folder))], []
+    while folders or links:
+        path, place = folders.pop() if folders else links.pop(0)
+        # A link may lead to a folder around this one, in which this one is found again.
+        if place in listed:
+            found.skipped[_name(path, folder)] = "a link to a folder that is listed already"
+            continue
+        listed.add(place)
+        for inner, is_link in _list(path, folder, found):
+            place_of_inner = os.path.realpath(inner) if is_link else os.path.join(place, inner.name)
+            (links if is_link else folders).append((inner, place_of_inner))
+    for files in (found.photos, found.unread, found.others, found.skipped):
         ordered = sorted(files.items())
         files.clear()
         files.update(ordered)
@@ -61,41 +85,29 @@ def unread_format(path: Path) -> str | None:
     return kind and f"{kind} is not read here; convert it to JPEG or PNG"
 
 
-def _list(parent: Path, root: Path, found: FoundFiles, listed: set[str], links: list[Path]) -> None:
-    listed.add(os.path.realpath(parent))
+def _list(parent: Path, root: Path, found: FoundFiles) -> list[tuple[Path, bool]]:
+    """Add the files of one folder to `found`; returns the folders in it, and for each whether it is a link."""
     try:
         entries = sorted(os.scandir(parent), key=lambda entry: entry.name)
     except OSError as error:
         name = escaped(str(parent))
         raise DataError(f"the folder '{name}' cannot be read: {error.strerror}; correct its permissions") from error
-    if not entries:
+    if all(is_hidden(entry.name) for entry in entries):
         found.empty_folders.append(_name(parent, root))
+    folders = []
     for entry in entries:
-        path = Path(entry)
-        if _is_hidden(entry.name):
-            found.passed_over.append(f"{_name(path, root)} ({_hidden_contents(path)})")
-        elif entry.is_dir() and entry.is_symlink():
-            links.append(path)
-        elif entry.is_dir():
-            _list(path, root, found, listed, links)
+        path, is_link = Path(entry), entry.is_symlink()
+        # `DirEntry.is_dir` raises an error for a link to itself.
+        if is_hidden(entry.name) or not (os.path.isdir(path) if is_link else entry.is_dir()):
+            # Only links need a look at the disk, which takes long on a network.
+            found.add(path, _name(path, root), entry.is_file(follow_symlinks=False) or os.path.isfile(path))
         else:
-            _sort_file(entry, _name(path, root), found)
+            folders.append((path, is_link))
+    return folders
 
 
-def _sort_file(entry: os.DirEntry, name: str, found: FoundFiles) -> None:
-    path = Path(entry)
-    # Reading from a pipe or a device would wait forever. A link to a missing file is a broken photo, not a stranger.
-    if not entry.is_file() and os.path.exists(path):
-        found.passed_over.append(f"{name} (not a regular file)")
-    elif path.suffix.lower() in PHOTO_SUFFIXES:
-        found.photos[name] = path
-    elif reason := unread_format(path):
-        found.unread[name] = reason
-    else:
-        found.others[name] = path
-
-
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: hidden, or made by the system."""
     # macOS leaves ._leaf.jpg files without image data, Jupyter leaves copies in .ipynb_checkpoints.
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
