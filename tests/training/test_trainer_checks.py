@@ -85,12 +85,14 @@ def test_activations_are_recomputed_only_in_networks_that_can_do_so(tmp_path):
 def test_a_run_goes_only_into_a_folder_of_its_own(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/notes.txt").write_text("")
+    (tmp_path / "mine/README.md").write_text("")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/job-7.log").write_text("")
     refused = {
         "file": "Not a directory",
         "file/run": "Not a directory",
         "x" * 300: "File name too long",
-        "mine": "holds files that no run has written, such as notes.txt; choose a new or an empty folder",
+        "mine": "holds README.md, which no run has written and a run would overwrite; choose another folder",
     }
     for name, words in refused.items():
         with pytest.raises(UsageError) as error:
@@ -98,7 +100,7 @@ def test_a_run_goes_only_into_a_folder_of_its_own(tmp_path):
             reserve_folder(tmp_path / name, restart=False)
         assert words in str(error.value) and str(error.value).endswith("folder")
     (tmp_path / "empty").mkdir()
-    for name in ("empty", "new/run", "new/run"):
+    for name in ("empty", "logs", "new/run", "new/run"):
         check_folder(tmp_path / name)
         reserve_folder(tmp_path / name, restart=False)
         assert (tmp_path / name / "status.json").is_file()
