@@ -2,8 +2,9 @@
 
     python train_scratch.py --dataset_name sample/leaves --model_type vit --model_size nano
 
-A convolutional network, with strong augmentation:
+A convolutional network, with strong augmentation; then the architecture of a pretrained model, without its weights:
     python train_scratch.py --dataset_name sample/leaves --model_type convnextv2 --augmentation strong
+    python train_scratch.py --dataset_name sample/leaves --model_name_or_path sample/vit
 
 On all GPUs of a node, scored on field photos as well:
     accelerate launch --config_file accelerate_config.yaml --multi_gpu --num_processes 4 \\
@@ -26,9 +27,7 @@ def main(data_args, scratch_args, training_args):
 
         # Model: random weights and a matching image processor
         base_model = None
-        model, processor = models.build_from_scratch(
-            scratch_args.model_type, scratch_args.model_size, splits.labels, data_args.image_size
-        )
+        model, processor, architecture = models.load_untrained(scratch_args, splits.labels, data_args.image_size)
         if data_args.download_only:
             runtime.say("downloaded; to train offline, set HF_HUB_OFFLINE=1 and remove --download_only")
             return
@@ -49,7 +48,7 @@ def main(data_args, scratch_args, training_args):
         # Results: save the best weights, check the saved model, score it and publish it
         training.save_model(trainer, processor, splits, base_model)
         outputs = training.score_run(trainer, splits, shift, store)
-        training.write_results(run, trainer, splits, shift, outputs, base_model)
+        training.write_results(run, trainer, splits, shift, outputs, base_model, architecture)
         hub.publish_run(run.folder, destination)
 
 

@@ -282,9 +282,16 @@ class LoraArguments:
 class ScratchArguments:
     """The network that starts from random weights."""
 
-    model_type: Literal["vit", "convnextv2"] = _flag("model", "vit", "Architecture.")
-    model_size: Literal["nano", "tiny", "small"] = _flag(
-        "model", "tiny", "About 0.8, 2.7 or 6.4 million weights for a ViT."
+    model_type: Literal["vit", "convnextv2"] | None = _flag("model", None, "Architecture. By default vit.")
+    model_size: Literal["nano", "tiny", "small"] | None = _flag(
+        "model", None, "About 0.8, 2.7 or 6.4 million weights for a ViT. By default tiny."
     )
+    model_name_or_path: str | None = _flag(
+        "model",
+        None,
+        "Instead of --model_type and --model_size: the architecture of this Hub model or local folder, without its "
+        "weights, to compare transfer learning with. Example: sample/vit",
+    )
+    model_revision: str | None = _flag("model", None, "Branch, tag or commit of --model_name_or_path on the Hub.")
 
     strategy = "scratch"

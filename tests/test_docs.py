@@ -209,8 +209,9 @@ def known_flags() -> set[str]:
     """Every flag of the training scripts, the subcommands, the Space and the benchmarks."""
     from transformers import TrainingArguments
 
-    classes = {kind for kinds in TRAINING.values() for kind in kinds} | {TrainingArguments}
-    known = set(FlagParser(list(classes))._option_string_actions)
+    # One parser each: train_scratch.py has flags of its own with the names of ModelArguments.
+    parsers = [FlagParser([*kinds, TrainingArguments]) for kinds in set(TRAINING.values())]
+    known = {flag for parser in parsers for flag in parser._option_string_actions}
     known |= {flag for command in SUBCOMMANDS.values() for flag in command._option_string_actions}
     return known.union(*(flags_in(path) for path in (ROOT / "space/app.py", *ROOT.glob("benchmarks/*.py"))))
 

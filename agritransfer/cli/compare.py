@@ -17,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from agritransfer.arguments import ModelArguments
 from agritransfer.cli.outputs import is_report
 from agritransfer.errors import UsageError
 from agritransfer.strategies import STRATEGIES
@@ -167,8 +168,11 @@ def _command(
 
 def _flags_for(strategy: str, training_flags: list[str]) -> list[str]:
     """The flags that this strategy's script knows: all but those that only other strategies have."""
-    own = {name for other in STRATEGIES.values() for name in other.arguments.__dataclass_fields__}
-    foreign = own - set(STRATEGIES[strategy].arguments.__dataclass_fields__)
+    of_model = set(ModelArguments.__dataclass_fields__)
+    own = {name for other in STRATEGIES.values() for name in other.arguments.__dataclass_fields__} | of_model
+    known = set(STRATEGIES[strategy].arguments.__dataclass_fields__) - of_model
+    # Training from scratch could take a model too, for its architecture; here it has a small network of its own.
+    foreign = own - known - (of_model if STRATEGIES[strategy].pretrained else set())
     # Feature extraction shares the flags of fine-tuning but has no use for these.
     foreign |= {"head_first", "layer_decay", "head_learning_rate"} if strategy == "head" else set()
     kept, keeping = [], True

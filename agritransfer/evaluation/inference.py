@@ -63,7 +63,9 @@ def model_outputs(
     model = model.to(device).eval()
     mean, std = (statistic.to(device) for statistic in processor.normalization)
     seen = []
-    hook = find_head(model)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu().numpy()))
+    hook = find_head(model)[1].register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].flatten(1).float().cpu().numpy())
+    )
     try:
         for pixels in batches:
             # Not around the loop: a generator would leave the setting changed for its caller.

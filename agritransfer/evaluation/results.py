@@ -85,7 +85,11 @@ def results_table(results: dict[str, Any]) -> str:
     """The scores of a run as text: lab and field, the weakest classes, and when it answers "not sure"."""
     training, base = results["training"], results["base_model"]
     title = STRATEGIES[results["strategy"]].title
-    lines = [f"\n{title} on {results['dataset']['name']}" + (f", from {base['name']}" if base else "")]
+    start = f", from {base['name']}" if base else ""
+    # Runs of earlier versions do not have it.
+    if architecture := results.get("architecture"):
+        start = f", random weights in the architecture of {architecture['name']}"
+    lines = [f"\n{title} on {results['dataset']['name']}{start}"]
     if reason := never_sure(results["calibration"]):
         lines.append(f'every answer of this model will be "not sure": {reason}')
     lines.append(f"{'':<12}{'photos':>7}   {'accuracy (95% CI)':<24}{'macro F1 (95% CI)':<24}{'balanced':>8}")

@@ -220,7 +220,9 @@ def _adapter_fits_base(adapter: Path, base: dict[str, Any] | None) -> bool:
 def published_results(results: dict[str, Any]) -> dict[str, Any]:
     """The results of a run, with every local path shortened to its last part."""
     dataset, base, shift = results["dataset"], results["base_model"], results["shift"]
-    on_hub = {entry["name"] for entry in (dataset, base) if entry and entry["revision"] is not None}
+    # Runs of earlier versions do not have it.
+    architecture = results.get("architecture")
+    on_hub = {entry["name"] for entry in (dataset, base, architecture) if entry and entry["revision"] is not None}
 
     def short(word: str) -> str:
         flag, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
@@ -233,6 +235,7 @@ def published_results(results: dict[str, Any]) -> dict[str, Any]:
         **results,
         "dataset": {**dataset, "name": short(dataset["name"])},
         "base_model": base and {**base, "name": short(base["name"])},
+        "architecture": architecture and {**architecture, "name": short(architecture["name"])},
         "shift": shift and {**shift, "name": short(shift["name"])},
         "command": shlex.join(map(short, words)),
     }

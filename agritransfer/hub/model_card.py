@@ -122,6 +122,9 @@ def _list_of(names: list[str], most: int = 40) -> str:
 def _summary(results: dict[str, Any]) -> str:
     base, training = results["base_model"], results["training"]
     start = f", starting from {as_code(base['name'])}" if base else ""
+    # Runs of earlier versions do not have it.
+    if architecture := results.get("architecture"):
+        start = f", with random weights in the architecture of {as_code(architecture['name'])}"
     count = len(results["dataset"]["labels"])
     return (
         f"Classifies photos into {count} classes. Strategy: {STRATEGIES[results['strategy']].title}{start}. "

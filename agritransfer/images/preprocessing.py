@@ -77,6 +77,9 @@ class TransformersProcessor:
             raise unsupported(self, "do_resize is off")
         if size.keys() not in SIZES:
             raise unsupported(self, f"size is {size}, which is neither a shortest edge nor height and width")
+        shape = (settings.get("crop_size") if settings.get("do_center_crop") else None) or size
+        if shape.get("height") != shape.get("width"):
+            raise unsupported(self, f"photos become {shape['height']} x {shape['width']} pixels, which is no square")
         kernel = "torch" if isinstance(self.library, TorchvisionBackend) else "pillow"
         resample = PILLOW_FILTERS.get(settings.get("resample"))
         if resample not in (filters := list(FILTERS if kernel == "torch" else PILLOW_FILTERS.values())):

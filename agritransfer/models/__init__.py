@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "layer_decay": ["parameter_groups_of"],
         "loading": ["load_backbone", "load_classifier"],
         "lora": ["add_lora"],
-        "scratch": ["build_from_scratch"],
+        "scratch": ["load_untrained"],
     },
 )

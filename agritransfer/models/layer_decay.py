@@ -49,16 +49,16 @@ def layerwise_parameter_groups(
 ) -> list[dict]:
     """Optimizer groups: each depth at `layer_decay` times the rate of the one above it, the head at its own rate.
 
-    Weight decay applies to `decaying_parameters`.
+    Weight decay applies to `decaying_parameters`. Blocks are needed only for a `layer_decay` other than 1.
     """
     decaying = set(decaying_parameters(model))
-    depth_of, depth = layer_depths(model)
+    depth_of, depth = layer_depths(model) if layer_decay != 1 else ({}, 0)
     head = find_head(model)[0]
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = learning_rate * layer_decay ** (depth - depth_of[name])
+        rate = learning_rate * layer_decay ** (depth - depth_of.get(name, depth))
         rate = head_learning_rate if name.startswith(head + ".") else rate
         decay = weight_decay if name in decaying else 0.0
         groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})["params"].append(parameter)

@@ -1,6 +1,6 @@
 """Where are the head, the blocks and the last attention of a network?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -9,112 +9,176 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperForImageClassification
-from transformers.utils import ModelOutput
 
-from agritransfer.errors import UsageError, in_one_line
+from agritransfer.errors import UsageError
+
+# The share of the body that blocks must hold, so that a number of blocks says how much is trained.
+COVERAGE = 0.9
+LISTS = (nn.ModuleList, nn.Sequential)
+Children = list[tuple[str, nn.Module]]
+Head = nn.Linear | nn.Conv2d
 
 
-def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the classification head: the last linear layer with one output per label."""
-    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    heads = [(name, module) for name, module in linears if module.out_features == model.config.num_labels]
-    if not heads:
-        raise UsageError(f"{type(model).__name__} has no linear classification head; choose another model")
+def find_head(model: nn.Module) -> tuple[str, Head]:
+    """Name and module of the classification head: the last linear layer with one output per label.
+
+    Where there is none, it is the last 1 x 1 convolution with one output per label, as in BiT and DLA of timm, which is
+    applied to the pooled features (batch, width, 1, 1). Raises `UsageError` for a network without either.
+    """
+    labels, layers = model.config.num_labels, list(model.named_modules())
+    linears = [
+        (name, module) for name, module in layers if isinstance(module, nn.Linear) and module.out_features == labels
+    ]
+    convolutions = [
+        (name, module)
+        for name, module in layers
+        if isinstance(module, nn.Conv2d) and (module.out_channels, module.kernel_size) == (labels, (1, 1))
+    ]
+    if not (heads := linears or convolutions):
+        raise UsageError(
+            f"{architecture_of(model)} has no linear classification head; use another model, such as "
+            "facebook/dinov2-small or timm/efficientnet_b0.ra_in1k"
+        )
     return heads[-1]
 
 
-def check_head(model: PreTrainedModel, image_size: int) -> None:
-    """Raise `UsageError` unless the model gives the output of its head as the logits of a photo, and nothing else.
-
-    Distilled networks average two heads, only one of which would be solved, and other outputs would be scored as
-    further answers. The head's output is replaced in a forward pass of a blank photo: the logits must be that output.
-    """
-    name, head = find_head(model)
-    expected = torch.arange(1.0, head.out_features + 1).unsqueeze(0)
-    shapes: list[torch.Size] = []
-
-    def replace(_module: nn.Module, given: tuple, output: torch.Tensor) -> torch.Tensor:
-        shapes.append(given[0].shape)
-        return expected.expand_as(output)
-
-    hook = head.register_forward_hook(replace)
-    try:
-        outputs = _outputs_for_blank_photo(model, image_size)
-    finally:
-        hook.remove()
-    kind = _architecture_of(model)
-    if len(heads := _linears_outside_blocks(model, head.out_features)) > 1 and not _equal(outputs, expected):
-        raise UsageError(
-            f"{kind} combines the outputs of {len(heads)} heads ({', '.join(heads)}), as distilled models do, "
-            "which is not supported; choose a model with one head, such as facebook/deit-small-patch16-224"
-        )
-    if list(outputs) != ["logits"]:
-        raise UsageError(
-            f"{kind} returns {', '.join(outputs)} rather than the logits alone, and validation would score all of it; "
-            "set output_hidden_states and output_attentions to false in its config.json, or choose another model"
-        )
-    if shapes != [torch.Size((1, head.in_features))] or not _equal(outputs, expected):
-        raise UsageError(
-            f"the logits of {kind} are not the output of its linear layer {name} for one vector per photo, so it has "
-            "no linear classification head; choose another model"
-        )
-
-
-def _equal(outputs: ModelOutput, expected: torch.Tensor) -> bool:
-    return "logits" in outputs and torch.equal(outputs["logits"], expected)
-
-
-def _linears_outside_blocks(model: nn.Module, out_features: int) -> list[str]:
-    blocks = tuple(block + "." for block in find_blocks(model))
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == out_features and not name.startswith(blocks)
-    ]
-
-
-def _outputs_for_blank_photo(model: PreTrainedModel, image_size: int) -> ModelOutput:
-    """What the model returns for a blank photo in evaluation mode; `UsageError` if it does not support the size."""
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            return model.eval()(pixel_values=torch.zeros(1, 3, image_size, image_size))
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"this {_architecture_of(model)} model does not support {image_size} pixels "
-            f"({in_one_line(error)}); remove --image_size or choose another model"
-        ) from error
-    finally:
-        model.train(was_training)
-
-
-def _architecture_of(model: PreTrainedModel) -> str:
+def architecture_of(model: PreTrainedModel) -> str:
     """The name of a network for messages: timm's for a timm network, else its class."""
     return model.config.architecture if is_timm(model) else type(model).__name__
 
 
 def find_blocks(model: nn.Module) -> list[str]:
-    """Names of the repeated blocks from input to output, such as `vit.layers.0` or `encoder.stages.1.layers.0`.
+    """Names of the blocks from input to output, such as `vit.layers.0` or `encoder.stages.1.layers.0`.
 
     A block is a member of a module list whose members share one class that is not torch's own. A list inside such a
-    member (the blocks of a stage) takes precedence, but nothing deeper does (the convolutions of a block).
+    member (the blocks of a stage) takes precedence, but nothing deeper does (the convolutions of a block). Where such
+    blocks are less than `COVERAGE` of the body, the members may differ in class; where these are too, a stage is a
+    block.
     """
-    blocks = []
-    for stage_name, stage in _repeated_members(model):
-        inner = list(_repeated_members(stage, stage_name + "."))
-        blocks += [name for name, _ in inner] or [stage_name]
+    return _blocks_and_coverage(model)[0]
+
+
+def numbered_blocks(model: nn.Module) -> list[str]:
+    """The blocks, to be counted from the last; raises `UsageError` where they are not most of the network's body."""
+    blocks, coverage = _blocks_and_coverage(model)
+    if coverage < COVERAGE:
+        raise UsageError(
+            f"the layers of {architecture_of(model)} cannot be counted: the blocks found (number: {len(blocks)}) hold "
+            f"{coverage:.0%} of its body, less than {COVERAGE:.0%}; use --train_layers all or head without "
+            "--layer_decay, or choose another model"
+        )
     return blocks
 
 
-def _repeated_members(module: nn.Module, prefix: str = ""):
-    for name, child in module.named_children():
-        members = list(child.named_children())
-        classes = {type(member) for _, member in members}
-        own = len(classes) == 1 and not next(iter(classes)).__module__.startswith("torch.nn")
-        if isinstance(child, nn.ModuleList | nn.Sequential) and own:
-            yield from ((f"{prefix}{name}.{key}", member) for key, member in members)
+def _blocks_and_coverage(model: nn.Module) -> tuple[list[str], float]:
+    """The blocks, and the share of the body's weights that they hold."""
+    prefix, network = network_of(model)
+    head = find_head(model)[0] + "."
+    body = [(prefix + key, part) for key, part in network.named_children() if not head.startswith(f"{prefix}{key}.")]
+    found: tuple[list[str], float] = [], 0.0
+    for find in (_repeated_blocks, _listed_blocks, _stages):
+        blocks = find(body)
+        found = max(found, (blocks, _coverage(body, blocks)), key=lambda blocks_and_coverage: blocks_and_coverage[1])
+        if found[1] >= COVERAGE:
+            break
+    return found
+
+
+def _coverage(body: Children, blocks: list[str]) -> float:
+    """The share of the weights that blocks hold; a layer between them, such as a patch embedding, does not count."""
+    inside = outside = 0
+    parts = list(body)
+    for name, part in parts:
+        if name in blocks:
+            inside += _size(part)
+        elif any(block.startswith(name + ".") for block in blocks):
+            parts += _children(name, part)
+            outside += sum(parameter.numel() for parameter in part.parameters(recurse=False))
+        elif sum(_has_matrix(layer) and not any(layer.children()) for layer in part.modules()) > 1:
+            outside += _size(part)
+    return inside / max(inside + outside, 1)
+
+
+def network_of(model: nn.Module) -> tuple[str, nn.Module]:
+    """The module that holds body and head side by side, inside the wrappers of timm and peft, and its prefix."""
+    prefix = ""
+    while len(inner := _layers("", model)) == 1:
+        prefix, model = f"{prefix}{inner[0][0]}.", inner[0][1]
+    return prefix, model
+
+
+def _children(name: str, module: nn.Module) -> Children:
+    return [(f"{name}.{key}".lstrip("."), child) for key, child in module.named_children()]
+
+
+def _layers(name: str, module: nn.Module) -> Children:
+    """The children that hold a matrix or filters, so neither activations nor normalizations."""
+    return [(key, child) for key, child in _children(name, module) if _has_matrix(child)]
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(parameter.ndim > 1 for parameter in module.parameters())
+
+
+def _of_torch(module: nn.Module) -> bool:
+    # The layers of peft stand for layers of torch.
+    return type(module).__module__.startswith(("torch.nn.", "peft."))
+
+
+def _repeated_blocks(body: Children) -> list[str]:
+    """Members of lists whose members share one class."""
+    return _members_of_lists(body, lambda part: len({type(child) for child in part.children()}) == 1)
+
+
+def _listed_blocks(body: Children) -> list[str]:
+    """Members of lists, of whatever classes."""
+    return _members_of_lists(body, lambda part: True)
+
+
+def _members_of_lists(body: Children, alike: Callable[[nn.Module], bool]) -> list[str]:
+    """The members of the outermost lists, or of the list that is most of such a member."""
+    blocks = []
+    for stage, module in _members(body, alike):
+        lists: dict[str, Children] = {}
+        for name, block in _members(_children(stage, module), alike):
+            lists.setdefault(name.rpartition(".")[0], []).append((name, block))
+        # The branches of a block are lists too, but each is a small part of it.
+        inner = [list_ for list_ in lists.values() if 2 * sum(_size(block) for _, block in list_) > _size(module)]
+        blocks += [name for name, _ in inner[0]] if inner else [stage]
+    return blocks
+
+
+def _members(parts: Children, alike: Callable[[nn.Module], bool]) -> Children:
+    found = []
+    for name, part in parts:
+        layers = _layers(name, part)
+        if isinstance(part, LISTS) and layers and alike(part) and not any(_of_torch(child) for _, child in layers):
+            found += layers
         else:
-            yield from _repeated_members(child, f"{prefix}{name}.")
+            found += _members(_children(name, part), alike)
+    return found
+
+
+def _stages(body: Children) -> list[str]:
+    """The children of the smallest module that holds most of the body; of a list, its members."""
+    total = sum(_size(part) for _, part in body)
+    while large := [
+        _layers(name, part) for name, part in body if _size(part) >= COVERAGE * total and _layers(name, part)
+    ]:
+        body = large[0]
+    return [stage for name, part in body if _has_matrix(part) for stage in _flattened(name, part)]
+
+
+def _flattened(name: str, part: nn.Module) -> list[str]:
+    """The module itself; of a list without layers of torch's own, its members."""
+    layers = _layers(name, part)
+    if isinstance(part, LISTS) and all(isinstance(child, LISTS) or not _of_torch(child) for _, child in layers):
+        return [stage for key, child in layers for stage in _flattened(key, child)]
+    return [name]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def layer_depths(model: PreTrainedModel) -> tuple[dict[str, int], int]:
@@ -122,9 +186,7 @@ def layer_depths(model: PreTrainedModel) -> tuple[dict[str, int], int]:
 
     A parameter between blocks, such as a downsampling layer, belongs to the block that follows it.
     """
-    blocks = find_blocks(model)
-    if not blocks:
-        raise UsageError(f"{type(model).__name__} has no repeated blocks; use --train_layers all or head")
+    blocks = numbered_blocks(model)
     depth_of: dict[str, int] = {}
     begun = 0
     for name, _ in model.named_parameters():

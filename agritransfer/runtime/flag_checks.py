@@ -71,6 +71,23 @@ def check_split(given: set[str], chosen: Namespace) -> None:
         raise UsageError(f"--{name} has no effect with --splits_file, which names each split; remove one of them")
 
 
+def check_architecture(given: set[str], chosen: Namespace) -> None:
+    """One flag names the architecture that is trained from random weights."""
+    values = vars(chosen)
+    if "model_type" not in values:
+        return
+    named = [f"--{name} {values[name]}" for name in ("model_type", "model_size") if name in given]
+    if chosen.model_name_or_path is not None and named:
+        raise UsageError(
+            f"--model_name_or_path {chosen.model_name_or_path} and {named[0]} each name an architecture; remove one of "
+            "them"
+        )
+    if chosen.model_revision is not None and chosen.model_name_or_path is None:
+        raise UsageError(
+            f"--model_revision {chosen.model_revision} belongs to no model; add --model_name_or_path or remove it"
+        )
+
+
 def check_revisions(given: set[str], chosen: Namespace) -> None:
     """No revision of a folder of this disk, which has none."""
     values = vars(chosen)
@@ -188,4 +205,12 @@ def check_device(training: Any) -> None:
         raise UsageError("--fp16 has no effect on a CPU; remove it, or use --bf16 true")
 
 
-CHECKS = (check_streaming, check_split, check_revisions, check_layers, check_strategies, check_options)
+CHECKS = (
+    check_streaming,
+    check_split,
+    check_architecture,
+    check_revisions,
+    check_layers,
+    check_strategies,
+    check_options,
+)

@@ -167,7 +167,7 @@ def _solve_for(trainer: ImageTrainer, train_photos: Dataset, views: int | None) 
     seconds = time.perf_counter() - began
     labels = np.tile(train_photos.labels, views or 1)
     head = find_head(trainer.model)[1]
-    of_class = np.ones(head.out_features) if trainer.class_weights is None else trainer.class_weights.double().numpy()
+    of_class = np.ones(len(head.weight)) if trainer.class_weights is None else trainer.class_weights.double().numpy()
     solved = [
         solve(features, labels, of_class, validation, np.array(trainer.eval_dataset.labels), views or 1)
         if PartialState().is_main_process
@@ -176,7 +176,7 @@ def _solve_for(trainer: ImageTrainer, train_photos: Dataset, views: int | None) 
     # Only one process fits the head; the others could differ in the last digits.
     (solved,) = broadcast_object_list(solved) if PartialState().num_processes > 1 else solved
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(solved.weight))
+        head.weight.copy_(torch.from_numpy(solved.weight).view_as(head.weight))
         head.bias.copy_(torch.from_numpy(solved.bias))
     best = solved.sweep[solved.best]
     seen = f"{len(train_photos):,} photos" + (f", number of views: {views}" if views else "")
@@ -191,5 +191,7 @@ def _solve_for(trainer: ImageTrainer, train_photos: Dataset, views: int | None) 
 def _features(trainer: ImageTrainer, dataset: Dataset, view: int | None) -> np.ndarray:
     """The head's input (photos, width), float32; the photos are split among the processes, the results gathered."""
     with PartialState().split_between_processes(batches_of(dataset, view)) as mine:
-        found: list[Any] = [rows.numpy() for rows in activations(trainer, find_head(trainer.model)[1], dataset, mine)]
+        found: list[Any] = [
+            rows.flatten(1).numpy() for rows in activations(trainer, find_head(trainer.model)[1], dataset, mine)
+        ]
     return np.concatenate(gather_object(found))

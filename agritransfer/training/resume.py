@@ -44,6 +44,8 @@ def run_settings(splits: Splits, base_model: dict[str, Any] | None, *parsed: Any
     photos += splits.stream.fingerprint if splits.stream else ""
     settings = {
         "model": base_model and model_mark(base_model["name"], base_model["revision"]),
+        # From random weights, the model gives its architecture only.
+        "architecture": None if base_model else flags.get("model_name_or_path"),
         "labels": splits.labels,
         "photos": hashlib.sha256(photos.encode()).hexdigest()[:12],
         "processes": training.world_size,

@@ -203,8 +203,12 @@ def write_results(
     shift: Splits | None,
     outputs: dict[str, tuple[np.ndarray, np.ndarray]],
     base_model: dict | None,
+    architecture: dict | None = None,
 ) -> None:
-    """Write `results.json`, `splits.csv`, `predictions.csv`, the known features and the figures; print the table."""
+    """Write `results.json`, `splits.csv`, `predictions.csv`, the known features and the figures; print the table.
+
+    `architecture` names the model whose network was trained from random weights.
+    """
     if not trainer.args.should_save:
         return
     folder, memory = run.folder, run.memory
@@ -217,6 +221,7 @@ def write_results(
         "schema": SCHEMA,
         "strategy": run.strategy,
         "base_model": base_model,
+        "architecture": architecture,
         **_data_facts(splits, shift, [*splits.broken, *broken_in(trainer.state)]),
         "validation": scores["validation"],
         "test": scores["test"],

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, ViTImageProcessor
 
-from agritransfer.arguments import DataArguments, ModelArguments, ScratchArguments
+from agritransfer.arguments import DataArguments, FinetuneArguments, ModelArguments, ScratchArguments
 from agritransfer.data.dataset import counts_table, load_splits
 from agritransfer.data.streaming import StreamedPhotos, collate_stream
 from agritransfer.errors import DataError, UsageError
@@ -253,7 +253,7 @@ def test_what_cannot_hold_for_a_stream_is_refused_in_one_line(flags, words, caps
         parse_args((DataArguments, ScratchArguments), "", ["--dataset_name", "x/y", "--streaming", *flags])
     assert end.value.code == 2 and words in capsys.readouterr().err
     parse_args(
-        (DataArguments, ModelArguments, ScratchArguments),
+        (DataArguments, ModelArguments, FinetuneArguments),
         "",
         ["--dataset_name", "x/y", "--model_name_or_path", "m", *flags],
     )

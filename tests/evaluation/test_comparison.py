@@ -355,6 +355,9 @@ def test_a_flag_of_one_strategy_goes_to_that_one():
     flags = ["--lora_r", "4", "--model_size=nano", "--image_size", "64", "--learning_rate", "-1", "--fp16"]
     assert _flags_for("lora", flags) == ["--lora_r", "4", "--image_size", "64", "--learning_rate", "-1", "--fp16"]
     assert _flags_for("scratch", flags) == ["--model_size=nano", *flags[3:]]
+    of_model = ["--model_revision", "main", *flags[3:]]
+    assert _flags_for("finetune", of_model) == _flags_for("lora", of_model) == of_model
+    assert _flags_for("scratch", of_model) == flags[3:]
     assert _flags_for("head", flags) == flags[3:]
     assert _flags_for("head", ["--layer_decay", "0.75", "--seed", "1"]) == ["--seed", "1"]
     assert _flags_for("head", ["--lora-r", "4", "--seed", "1"]) == ["--seed", "1"]

@@ -51,6 +51,7 @@ REASONS = {
     "size": r"size is {.*}, which is neither a shortest edge nor height and width",
     "shape": r"it turns a photo of \d+ x \d+ pixels into an array of shape \(.*\), not \(1, 3, \d+, \d+\)",
     "levels": r"the pixels for (evaluation|an exported model) would differ by up to \d+ of 255 levels",
+    "square": r"photos become \d+ x \d+ pixels, which is no square",
     "crop": r"crop_size is \d+, more than the \d+ pixels that photos are resized to",
     "exported": r"the pixels for an exported model would have the shape \(.*\) instead of \(3, \d+, \d+\)",
     "input": r"it makes no pixels of a single photo \(\w+Error: .*\)",

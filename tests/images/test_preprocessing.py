@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import BitImageProcessor
 
+from agritransfer.errors import UsageError
 from agritransfer.images.photo_dataset import collate
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 from pictures import PROCESSORS, described, noise, timm_model
@@ -73,3 +75,16 @@ def test_the_squash_of_vit_keeps_the_edges_and_the_crop_of_dinov2_cuts_them_off(
     cropped = describe_processor(PROCESSORS["dinov2"]()).pixels(photo)
     assert squashed[:, :, 0].min() == 255
     assert cropped.max() == 0
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [
+        {"size": {"height": 32, "width": 48}},
+        {"size": {"shortest_edge": 48}, "do_center_crop": True, "crop_size": {"height": 32, "width": 48}},
+    ],
+)
+def test_photos_that_become_no_square_are_refused_with_their_sides(sides):
+    processor = describe_processor(BitImageProcessor(**{"do_center_crop": False} | sides))
+    with pytest.raises(UsageError, match="photos become 32 x 48 pixels, which is no square; use another model"):
+        _ = processor.geometry

@@ -25,6 +25,8 @@ from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
     EfficientNetImageProcessor,
+    HieraConfig,
+    HieraForImageClassification,
     ImageClassificationPipeline,
     PreTrainedModel,
     ResNetConfig,
@@ -37,7 +39,8 @@ from transformers import (
 )
 
 from agritransfer.errors import UsageError
-from agritransfer.models.loading import check_labels, labels_of, load_pretrained, load_processor, set_image_size
+from agritransfer.models.image_size import set_image_size
+from agritransfer.models.loading import check_labels, labels_of, load_pretrained, load_processor
 from agritransfer.models.structure import find_head, is_timm
 
 SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
@@ -280,6 +283,20 @@ def test_a_model_tied_to_its_size_is_refused_for_another_and_taken_for_its_own(m
     assert logits(set_image_size(tied, 32), pixels()).shape == (2, 3)
     with pytest.raises(UsageError, match="remove --image_size"):
         set_image_size(tied, 64)
+
+
+def test_a_model_with_a_height_and_a_width_keeps_its_size():
+    small = {"embed_dim": 8, "image_size": [32, 32], "depths": [1, 1], "num_heads": [1, 2], "num_query_pool": 1}
+    small |= {"masked_unit_size": [4, 4], "masked_unit_attention": [True, False]}
+    hiera = HieraForImageClassification(HieraConfig(**small, **NAMES))
+    assert set_image_size(hiera, 32) is hiera
+    with pytest.raises(UsageError, match="hiera model supports only 32 x 32 pixels; remove --image_size"):
+        set_image_size(hiera, 64)
+
+
+def test_a_size_below_the_patch_size_is_refused_with_one_that_fits():
+    with pytest.raises(UsageError, match="--image_size 5 is not a multiple of the patch size 8; use 8$"):
+        set_image_size(vit(), 5)
 
 
 def test_a_timm_network_and_its_processor_change_size_together(tmp_path):

@@ -171,6 +171,24 @@ def test_what_cannot_work_together_ends_with_code_2_and_the_remedy(flags, words,
     assert words in refusal(capsys, FINETUNE, [*NAMED, *flags])
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--model_type", "vit", "--model_name_or_path", "m"],
+            "--model_name_or_path m and --model_type vit each name an",
+        ),
+        (["--model_size", "nano", "--model_name_or_path", "m"], "and --model_size nano each name an architecture"),
+        (
+            ["--model_revision", "main"],
+            "--model_revision main belongs to no model; add --model_name_or_path or remove it",
+        ),
+    ],
+)
+def test_one_flag_names_the_architecture_that_starts_from_random_weights(flags, words, capsys):
+    assert words in refusal(capsys, SCRATCH, ["--dataset_name", "d", *flags])
+
+
 @pytest.mark.parametrize("name", sorted(set(NOT_STREAMED) - {"head_first", "download_only", "on_leakage"}))
 def test_a_stream_refuses_what_needs_all_photos(name, capsys):
     line = refusal(
