@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agritransfer.cli import audit, compare, export, predict, publish, publish_dataset, rank
+from agritransfer.cli.flag_checks import check_flags
 from agritransfer.errors import DataError, PublishError, UsageError
 from agritransfer.runtime.help_format import HelpFormatter
 from agritransfer.runtime.process import begin_process
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if others and arguments.command != "compare":
         parser.error(f"unknown flag {others[0]}; see agritransfer {arguments.command} --help")
     try:
+        check_flags(arguments, words)
         # Flags that compare does not know belong to the training scripts.
         command = COMMANDS[arguments.command]
         return compare.run(arguments, others) if command is compare else command.run(arguments)

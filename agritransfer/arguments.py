@@ -6,9 +6,11 @@ The dataclasses below hold our own flags; all other flags are those of `transfor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agritransfer.ranges import COUNT, SEED, SHARE, Range
 
-def _flag(group: str, default: Any, help_text: str, **options: str) -> Any:
-    """A field that becomes a flag; `group` is its heading in `--help`."""
+
+def _flag(group: str, default: Any, help_text: str, **options: Any) -> Any:
+    """A field that becomes a flag; `group` is its heading in `--help`, `allowed` the range of its numbers."""
     return field(default=default, metadata={"group": group, "help": help_text, **options})
 
 
@@ -57,10 +59,12 @@ class DataArguments:
         "Example: (plant\\d+)_",
     )
     validation_fraction: float = _flag(
-        "data", 0.15, "Share of the photos used for validation if the dataset has no validation split."
+        "data", 0.15, "Share of the photos used for validation if the dataset has no validation split.", allowed=SHARE
     )
-    test_fraction: float = _flag("data", 0.15, "Share of the photos used for testing if the dataset has no test split.")
-    split_seed: int = _flag("data", 0, "Random seed of the split.")
+    test_fraction: float = _flag(
+        "data", 0.15, "Share of the photos used for testing if the dataset has no test split.", allowed=SHARE
+    )
+    split_seed: int = _flag("data", 0, "Random seed of the split.", allowed=SEED)
     splits_file: str | None = _flag("data", None, "splits.csv of an earlier run; reuses its split.")
     on_broken: Literal["stop", "skip"] = _flag(
         "data", "stop", "What to do with photos that cannot be decoded: stop with exit code 3, or skip and count them."
@@ -77,15 +81,20 @@ class DataArguments:
         "Use only the photos whose label matches one of these patterns. Example: 'Tomato*' Potato/healthy",
     )
     max_photos_per_class: int | None = _flag(
-        "data", None, "Train on at most N photos of each class, drawn with --split_seed."
+        "data", None, "Train on at most N photos of each class, drawn with --split_seed.", allowed=COUNT
     )
-    max_train_samples: int | None = _flag("data", None, "Train on at most N photos, drawn with --split_seed.")
-    max_eval_samples: int | None = _flag("data", None, "Score at most N photos of each split, for quick trials.")
+    max_train_samples: int | None = _flag(
+        "data", None, "Train on at most N photos, drawn with --split_seed.", allowed=COUNT
+    )
+    max_eval_samples: int | None = _flag(
+        "data", None, "Score at most N photos of each split, for quick trials.", allowed=COUNT
+    )
     image_size: int | None = _flag(
         "images and speed",
         None,
         "Side of the model input in pixels; model and image processor are changed together. By default, the "
         "model's own size.",
+        allowed=Range(least=1, most=4096),
     )
     augmentation: str | None = _flag(
         "images and speed",
@@ -99,6 +108,7 @@ class DataArguments:
         None,
         "Run the frozen layers only once on N augmented views of each training photo (4 is usual) and train on the "
         "cached outputs. For --train_layers head or N, and for --lora_layers N.",
+        allowed=COUNT,
     )
     pixel_store: Literal["auto", "off"] = _flag(
         "images and speed",
@@ -111,18 +121,23 @@ class DataArguments:
         16,
         "Disk space limit in GB (10^9 bytes) for all stored pixels, and again for all cached views. Entries that "
         "were not used for a day are deleted when space is needed.",
+        allowed=Range(above=0),
     )
     class_weights: Literal["none", "balanced"] = _flag(
         "training and evaluation", "none", "balanced: weight the loss of each class by its inverse frequency."
     )
     early_stopping_patience: int | None = _flag(
-        "training and evaluation", None, "Stop training after N evaluations without a better validation score."
+        "training and evaluation",
+        None,
+        "Stop training after N evaluations without a better validation score.",
+        allowed=COUNT,
     )
     target_error: float = _flag(
         "training and evaluation",
         0.05,
         'Share of the answers that may be wrong. The model answers "not sure" below the lowest probability for which '
         "the validation photos show, with 90%% certainty, that no more are; 0.05 takes 45 of them, 0.1 takes 22.",
+        allowed=SHARE,
     )
     share_splits: bool = _flag(
         "publishing",
@@ -144,7 +159,9 @@ class DataArguments:
         "Stream the training photos from their shards in every epoch, for datasets larger than your disk. Needs "
         "Parquet or WebDataset files with train, validation and test splits.",
     )
-    shuffle_buffer: int = _flag("data", 1000, "Number of encoded photos that --streaming keeps in memory to shuffle.")
+    shuffle_buffer: int = _flag(
+        "data", 1000, "Number of encoded photos that --streaming keeps in memory to shuffle.", allowed=COUNT
+    )
     download_only: bool = _flag(
         "run",
         False,
@@ -207,11 +224,13 @@ class FinetuneArguments:
         1.0,
         "Layer-wise learning rate decay: each block learns at this multiple of the rate of the block above it. "
         "0.75 is usual.",
+        allowed=Range(above=0, most=1),
     )
     head_learning_rate: float | None = _flag(
         "training and evaluation",
         None,
         "Learning rate of the head. By default 10 times --learning_rate; with --head_first, --learning_rate itself.",
+        allowed=Range(above=0),
     )
 
     @property
@@ -235,11 +254,13 @@ class FinetuneArguments:
 class LoraArguments:
     """The low-rank adapters."""
 
-    lora_r: int = _flag("training and evaluation", 16, "Rank of the adapters.")
+    lora_r: int = _flag("training and evaluation", 16, "Rank of the adapters.", allowed=Range(least=1, most=4096))
     lora_alpha: int = _flag(
-        "training and evaluation", 32, "Scaling of the adapters; usually one or two times the rank."
+        "training and evaluation", 32, "Scaling of the adapters; usually one or two times the rank.", allowed=COUNT
     )
-    lora_dropout: float = _flag("training and evaluation", 0.0, "Dropout before each adapter.")
+    lora_dropout: float = _flag(
+        "training and evaluation", 0.0, "Dropout before each adapter.", allowed=Range(least=0, below=1)
+    )
     lora_target_modules: list[str] | None = _flag(
         "training and evaluation",
         None,
@@ -274,15 +295,3 @@ class ScratchArguments:
     model_revision: str | None = _flag("model", None, "Branch, tag or commit of --model_name_or_path on the Hub.")
 
     strategy = "scratch"
-
-    def conflict(self) -> str | None:
-        """What is wrong with these flags together, or None."""
-        named = [f"--{name} {value}" for name in ("model_type", "model_size") if (value := getattr(self, name))]
-        if self.model_name_or_path is not None and named:
-            return (
-                f"--model_name_or_path {self.model_name_or_path} and {named[0]} each name an architecture; remove one "
-                "of them"
-            )
-        if self.model_revision is not None and self.model_name_or_path is None:
-            return f"--model_revision {self.model_revision} belongs to no model; add --model_name_or_path or remove it"
-        return None

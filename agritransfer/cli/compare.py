@@ -106,9 +106,6 @@ def _check(arguments: argparse.Namespace, training_flags: list[str]) -> None:
         and any(STRATEGIES[name].pretrained for name in arguments.strategies)
     ):
         raise UsageError("--model_name_or_path is missing; try --model_name_or_path sample/vit")
-    for name in ("seeds", "budget_epochs"):
-        if (value := getattr(arguments, name)) < 1:
-            raise UsageError(f"--{name} must be at least 1; found {value}")
     for flag in ("--seed", "--num_train_epochs", "--train_layers", "--restart"):
         if flag in training_flags:
             raise UsageError(f"compare sets {flag} itself; use --seeds, --budget_epochs or --strategies")
@@ -137,7 +134,10 @@ def _train(arguments: argparse.Namespace, training_flags: list[str], output: Pat
     # All strategies of one seed before the next seed, so that an interrupted comparison is balanced.
     planned = [(strategy, seed) for seed in range(arguments.seeds) for strategy in dict.fromkeys(arguments.strategies)]
     folders = [output / f"{strategy}-seed{seed}" for strategy, seed in planned]
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output_dir {output} cannot be used: {error.strerror}; choose another folder") from error
     for number, ((strategy, seed), folder) in enumerate(zip(planned, folders, strict=True), start=1):
         command = _command(arguments, strategy, seed, folder, training_flags)
         if (folder / "results.json").is_file():
@@ -173,6 +173,8 @@ def _flags_for(strategy: str, training_flags: list[str]) -> list[str]:
     known = set(STRATEGIES[strategy].arguments.__dataclass_fields__) - of_model
     # Training from scratch could take a model too, for its architecture; here it has a small network of its own.
     foreign = own - known - (of_model if STRATEGIES[strategy].pretrained else set())
+    # Feature extraction shares the flags of fine-tuning but has no use for these.
+    foreign |= {"head_first", "layer_decay", "head_learning_rate"} if strategy == "head" else set()
     kept, keeping = [], True
     for word in training_flags:
         if word.startswith("--"):

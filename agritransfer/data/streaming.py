@@ -22,7 +22,6 @@ from transformers import TrainingArguments
 
 from agritransfer.data.shards import TrainStream
 from agritransfer.errors import DataError, UsageError, in_one_line
-from agritransfer.images.broken_photos import BrokenPhoto
 from agritransfer.images.photo_dataset import EvaluationPixels, WholePhotos, collate, photo_item
 from agritransfer.wording import counted
 
@@ -140,7 +139,8 @@ class StreamedPhotos(torch.utils.data.IterableDataset):
             else:
                 pixels = self.pixels.read(content)
                 return photo_item(self.pixels, pixels, self.stream.labels.index(label), file) | {"fault": None}
-        except BrokenPhoto as error:
+        except ValueError as error:
+            # A broken photo, or a label that names no class.
             fault = f"{file} ({error})"
         return photo_item(self.pixels, self.pixels.read(_black_photo()), 0, file) | {"fault": fault}
 

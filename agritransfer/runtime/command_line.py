@@ -1,23 +1,37 @@
 """How do flags, recipes and the hardware become arguments?
 
 A recipe is a saved command line. Flags on the command line override the recipe, which overrides the defaults.
-torch is imported only after the flags have been checked, so that `--help` is fast.
+torch is imported only after our own flags have been checked, so that `--help` is fast.
 """
 
 import dataclasses
 import difflib
 import sys
-from argparse import Action
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
-from agritransfer.arguments import DataArguments, ModelArguments, ScratchArguments
+from agritransfer.arguments import ModelArguments
+from agritransfer.errors import UsageError
+from agritransfer.ranges import check_numbers
+from agritransfer.runtime.flag_checks import (
+    CHECKS,
+    check_device,
+    check_solved_head,
+    check_words,
+    choose_augmentation,
+    flag_names,
+    point_scheduler,
+    repeated_flags,
+)
 from agritransfer.runtime.help_format import HelpFormatter
-from agritransfer.runtime.process import available_cores, begin_process
+from agritransfer.runtime.process import available_cores, begin_process, say
+from agritransfer.runtime.recipes import recipe_flags
+from agritransfer.runtime.trainer_flags import RANGES, REPLACED, USELESS, check_usable, check_values
 from agritransfer.strategies import STRATEGIES
 
 # Defaults of every strategy; each can be overridden on the command line or in a recipe.
@@ -35,41 +49,6 @@ SHARED_DEFAULTS = {
     "metric_for_best_model": "macro_f1",
     "hub_strategy": "end",
 }
-OLD_FLAGS = {
-    "overwrite_output_dir": "--restart",
-    "warmup_ratio": "--warmup_steps (a value below 1 is a share of all steps: --warmup_steps 0.1)",
-    "evaluation_strategy": "--eval_strategy",
-    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
-    "push_to_hub_model_id": "--hub_model_id",
-    "no_cuda": "--use_cpu",
-    "train_dir": "--dataset_name FOLDER",
-    "validation_dir": "--dataset_name FOLDER (with FOLDER/train and FOLDER/validation)",
-    "train_val_split": "--validation_fraction",
-    "freeze_backbone": "--train_layers head",
-    "save_safetensors": "nothing: safetensors is the only format",
-    "group_by_length": "nothing: all photos have the same length",
-    "remove_unused_columns": "nothing: it is always off, since the photo columns are needed",
-    "resume_from_checkpoint": "nothing: the same command resumes from the newest complete checkpoint",
-    "save_only_model": "nothing: the run folder holds the model alone, and checkpoints must be resumable",
-    "ignore_data_skip": "nothing: a resumed run sees each photo as often as an uninterrupted one",
-    "enable_jit_checkpoint": "nothing: SIGTERM and SIGUSR1 always save a checkpoint",
-    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "nothing: scores are always computed in float32"),
-    "hub_token": "the environment variable HF_TOKEN (a flag would be saved in the checkpoints)",
-}
-# Flags that need the list of training photos, which a stream does not have.
-NOT_STREAMED = {
-    **dict.fromkeys(
-        ("validation_fraction", "test_fraction", "split_seed", "splits_file", "group_column_name", "group_pattern"),
-        "a stream must come with its own validation and test splits",
-    ),
-    **dict.fromkeys(("classes", "max_photos_per_class"), "a stream is read whole; publish the part that you want"),
-    "max_train_samples": "a stream is read to its end; --max_steps N ends training earlier",
-    "on_leakage": "streamed training photos are not inspected beforehand, so leaked copies cannot be found",
-    **dict.fromkeys(("cached_views", "head_first"), "computing features once needs all training photos on disk"),
-    "download_only": "a stream is read during training, so there is nothing to download beforehand",
-}
-
-
 # The headings of `--help`, in their order.
 GROUPS = ("data", "model", "training and evaluation", "images and speed", "publishing", "run")
 
@@ -84,8 +63,12 @@ class FlagParser(HfArgumentParser):
 
     def add_argument(self, *names: str, group: str | None = None, no_help: str | None = None, **options: Any) -> Action:
         """Add a flag; `group` is one of `GROUPS`, `no_help` the text of its negative form."""
+        # The range is checked for all flags at once, after the recipe and the command line have been joined.
+        options.pop("allowed", None)
         if options.get("action") == "store_false" and no_help is not None:
             options["help"] = no_help
+        if options.get("type") is string_to_bool:
+            options["type"] = true_or_false
         if group is None:
             action = super().add_argument(*names, **options)
         else:
@@ -94,6 +77,14 @@ class FlagParser(HfArgumentParser):
         # The dashed spelling stays known to the parser.
         action.option_strings = [name for name in action.option_strings if "-" not in name.lstrip("-")]
         return action
+
+
+def true_or_false(text: str | bool) -> bool:
+    """The argparse type of a flag that is on or off, in the words of YAML and of Python."""
+    word = str(text).lower()
+    if word not in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+        raise ArgumentTypeError(f"expected true or false; found '{text}'")
+    return word in ("true", "yes", "on", "1")
 
 
 def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str] | None = None) -> tuple:
@@ -112,41 +103,90 @@ def parse_args(argument_classes: Sequence[type], story: str, argv: Sequence[str]
 
         argv, parser = ["--help"], _build_parser((*argument_classes, TrainingArguments), story, shown)
         parser.set_defaults(**shown)
-    flags = _recipe_flags(argv, parser) + argv
-    _refuse_old_flags(flags, parser)
-    *ours, others = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True, look_for_args_file=False)
-    _require_names(ours, parser)
-    if ours[0].streaming:
-        _refuse_what_cannot_be_streamed(flags, parser)
-
-    from transformers import TrainingArguments
-
-    everything = _build_parser((*argument_classes, TrainingArguments), story, shown)
-    _refuse_unknown_flags(others, everything)
-    defaults = (
-        SHARED_DEFAULTS | STRATEGIES[ours[-1].strategy].defaults | _machine_defaults(flags) | _output_default(ours)
-    )
     try:
-        parsed = everything.parse_args_into_dataclasses(_as_flags(defaults) + flags, look_for_args_file=False)
-    except ValueError as error:
-        # TrainingArguments checks its own values, usually with a message of one line.
-        everything.error(str(error).splitlines()[0])
-    _choose_augmentation(parsed[0], parsed[-2], parser)
-    _check_head_metric(parsed[0], *parsed[-2:], parser)
-    _point_scheduler(parsed[-1], parser)
-    _check_training(parsed[0], parsed[-1], parser)
-    if parsed[-1].fp16 and parsed[-1].device.type == "cpu":
-        # accelerate would train in float32 without saying so.
-        parser.error("--fp16 has no effect on a CPU; remove it, or use --bf16 true")
-    # By default, Trainer drops unknown columns, the photos' among them.
-    parsed[-1].remove_unused_columns = False
-    # The signature of a PEFT model hides the labels from Trainer.
-    parsed[-1].label_names = ["labels"]
-    # Early stopping keeps counting after a restart.
-    parsed[-1].restore_callback_states_from_checkpoint = True
-    # By default, Trainer reports the loss as 0 after a NaN.
-    parsed[-1].logging_nan_inf_filter = False
+        flags = _recipe_of(argv) + argv
+        given = _given(flags)
+        # Our own flags first, before torch is imported, which takes seconds.
+        *ours, others = parser.parse_args_into_dataclasses(
+            flags, return_remaining_strings=True, look_for_args_file=False
+        )
+        _check_ours(ours)
+
+        from transformers import TrainingArguments
+
+        everything = _build_parser((*argument_classes, TrainingArguments), story, shown)
+        _refuse_unknown_words(others, everything)
+        defaults = SHARED_DEFAULTS | STRATEGIES[ours[-1].strategy].defaults | _output_default(ours)
+        defaults |= _machine_defaults(everything.parse_args(flags))
+        words = _as_flags(defaults) + flags
+        _check_chosen(given, everything.parse_args(words), everything)
+        parsed = _training_arguments(words, everything)
+        _finish(given, *parsed)
+        for note in repeated_flags(argv):
+            say(note)
+    except UsageError as error:
+        parser.error(str(error))
     return parsed
+
+
+def _recipe_of(argv: list[str]) -> list[str]:
+    """The flags of the recipe that is named on the command line, if one is."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?", const="")
+    recipe = parser.parse_known_args(argv)[0].recipe
+    return [] if recipe is None else recipe_flags(recipe)
+
+
+def _given(flags: list[str]) -> set[str]:
+    """The names of the given flags, after the checks that need nothing but the words."""
+    check_usable(flag_names(flags))
+    check_words(flags)
+    return {name.removeprefix("no_") for name in flag_names(flags)}
+
+
+def _check_ours(ours: Sequence[Any]) -> None:
+    if ours[0].dataset_name is None:
+        raise UsageError("--dataset_name is missing; try --dataset_name sample/leaves")
+    for arguments in ours:
+        if isinstance(arguments, ModelArguments) and arguments.model_name_or_path is None:
+            raise UsageError("--model_name_or_path is missing; try --model_name_or_path sample/vit")
+        ranges = {field.name: field.metadata.get("allowed") for field in dataclasses.fields(arguments)}
+        check_numbers(vars(arguments), {name: allowed for name, allowed in ranges.items() if allowed is not None})
+
+
+def _check_chosen(given: set[str], chosen: Namespace, everything: FlagParser) -> None:
+    """The checks of all values, before they become `TrainingArguments`."""
+    # A default needs no check: with `--max_steps -1` the number of epochs decides.
+    changed = {name for name, value in vars(chosen).items() if value != everything.get_default(name)}
+    check_numbers(vars(chosen), {name: allowed for name, allowed in RANGES.items() if name in changed})
+    for check in CHECKS:
+        check(given, chosen)
+    check_values(given, chosen)
+
+
+def _training_arguments(words: list[str], everything: FlagParser) -> tuple:
+    try:
+        return everything.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except ValueError as error:
+        # TrainingArguments checks its own values, with messages of several lines.
+        raise UsageError(" ".join(str(error).split()) + "; correct or remove that flag") from error
+
+
+def _finish(given: set[str], data: Any, *others: Any) -> None:
+    """Set what follows from other arguments, and what must never differ."""
+    *_, strategy, training = others
+    choose_augmentation(data, strategy)
+    check_solved_head(given, data, strategy, training)
+    point_scheduler(training)
+    check_device(training)
+    # By default, Trainer drops unknown columns, the photos' among them.
+    training.remove_unused_columns = False
+    # The signature of a PEFT model hides the labels from Trainer.
+    training.label_names = ["labels"]
+    # Early stopping keeps counting after a restart.
+    training.restore_callback_states_from_checkpoint = True
+    # By default, Trainer reports the loss as 0 after a NaN.
+    training.logging_nan_inf_filter = False
 
 
 def _build_parser(argument_classes: Sequence[type], story: str, defaults: dict[str, Any]) -> FlagParser:
@@ -164,115 +204,28 @@ def _build_parser(argument_classes: Sequence[type], story: str, defaults: dict[s
 
 
 def _as_flags(values: dict[str, Any]) -> list[str]:
-    flags = []
-    for name, value in values.items():
-        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return flags
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
-def _recipe_flags(argv: list[str], parser: HfArgumentParser) -> list[str]:
-    if "--recipe" not in argv:
-        return []
-    path = Path(argv[argv.index("--recipe") + 1]) if argv[-1] != "--recipe" else Path("")
-    if not path.is_file():
-        parser.error(f"no recipe at '{path}'; sample recipes are in recipes/")
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(recipe, dict) or None in recipe.values():
-        parser.error(f"the recipe '{path}' must hold one 'flag: value' per line, without empty values")
-    return _as_flags(recipe)
-
-
-def _flag_names(flags: Sequence[str]) -> list[str]:
-    return [flag[2:].split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
-
-
-def _refuse_old_flags(flags: Sequence[str], parser: HfArgumentParser) -> None:
-    for name in _flag_names(flags):
-        if name in OLD_FLAGS:
-            parser.error(f"--{name} cannot be used here; use {OLD_FLAGS[name]}")
-
-
-def _refuse_what_cannot_be_streamed(flags: Sequence[str], parser: HfArgumentParser) -> None:
-    for name in _flag_names(flags):
-        if name in NOT_STREAMED:
-            parser.error(f"--{name} cannot be used with --streaming: {NOT_STREAMED[name]}; remove one of them")
-
-
-def _refuse_unknown_flags(others: Sequence[str], everything: HfArgumentParser) -> None:
+def _refuse_unknown_words(others: Sequence[str], everything: HfArgumentParser) -> None:
     known = [name for name in everything._option_string_actions if name.startswith("--")]
-    for name in _flag_names(others):
+    for name in flag_names(others):
         if f"--{name}" not in known:
-            near = difflib.get_close_matches(f"--{name}", known, n=1)
-            everything.error(f"unknown flag --{name}" + (f"; did you mean {near[0]}?" if near else "; see --help_all"))
+            usable = [flag for flag in known if flag[2:] not in REPLACED | USELESS]
+            near = difflib.get_close_matches(f"--{name}", usable, n=1, cutoff=0.75)
+            raise UsageError(f"unknown flag --{name}" + (f"; did you mean {near[0]}?" if near else "; see --help_all"))
 
 
-def _require_names(ours: Sequence[Any], parser: HfArgumentParser) -> None:
-    if ours[0].dataset_name is None:
-        parser.error("--dataset_name is missing; try --dataset_name sample/leaves")
-    if not 0 < ours[0].target_error < 1:
-        parser.error(f"--target_error {ours[0].target_error} is not a share of answers; give a number between 0 and 1")
-    for arguments in ours:
-        if isinstance(arguments, ModelArguments) and arguments.model_name_or_path is None:
-            parser.error("--model_name_or_path is missing; try --model_name_or_path sample/vit")
-        if isinstance(arguments, ScratchArguments) and (conflict := arguments.conflict()):
-            parser.error(conflict)
-
-
-def _choose_augmentation(data: DataArguments, strategy: Any, parser: HfArgumentParser) -> None:
-    """Set the default that depends on the strategy, and refuse flags that exclude each other."""
-    head = strategy.strategy == "head"
-    if data.cached_views is not None and data.cached_views < 1:
-        parser.error(f"--cached_views must be at least 1; found {data.cached_views}")
-    if head and strategy.head_first:
-        parser.error("--train_layers head includes --head_first; remove one of them")
-    if data.augmentation is None:
-        solved = head and data.cached_views is None and not data.streaming
-        data.augmentation = "none" if solved else "light"
-
-
-def _check_head_metric(data: DataArguments, strategy: Any, training: Any, parser: HfArgumentParser) -> None:
-    """Refuse a metric that a linear probe would ignore."""
-    fitted = strategy.strategy == "head" and strategy.solves_head(data)
-    if fitted and training.metric_for_best_model.removeprefix("eval_") != "macro_f1":
-        parser.error(
-            f"--metric_for_best_model {training.metric_for_best_model} has no effect on a linear probe, whose penalty "
-            "is chosen by macro_f1; remove it, or add --augmentation light to train the head by gradient descent"
-        )
-
-
-def _check_training(data: DataArguments, training: Any, parser: HfArgumentParser) -> None:
-    if training.learning_rate <= 0:
-        parser.error(f"--learning_rate {training.learning_rate:g} would train nothing; use a rate above 0")
-    if data.early_stopping_patience is None:
-        return
-    if data.early_stopping_patience < 1:
-        parser.error(f"--early_stopping_patience must be at least 1; found {data.early_stopping_patience}")
-    if training.eval_strategy == "no":
-        parser.error("--early_stopping_patience needs a validation score; remove it or --eval_strategy no")
-
-
-def _point_scheduler(training: Any, parser: HfArgumentParser) -> None:
-    """Let a scheduler that follows the validation score know its direction; by default it would wait for a fall."""
-    if training.lr_scheduler_type not in ("reduce_lr_on_plateau", "greedy"):
-        return
-    mode, given = "max" if training.greater_is_better else "min", training.lr_scheduler_kwargs or {}
-    if given.get("mode", mode) != mode:
-        parser.error(
-            f"--lr_scheduler_kwargs: mode {given['mode']} is wrong for {training.metric_for_best_model}; remove it"
-        )
-    training.lr_scheduler_kwargs = given | {"mode": mode}
-
-
-def _machine_defaults(flags: Sequence[str]) -> dict[str, Any]:
+def _machine_defaults(chosen: Namespace) -> dict[str, Any]:
     """Defaults that depend on the hardware: progress bars on a terminal; with a GPU bf16, tf32 and loader workers."""
     import torch
 
-    on_gpu = torch.cuda.is_available() and "use_cpu" not in _flag_names(flags)
+    on_gpu = torch.cuda.is_available() and not chosen.use_cpu
     defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty(), "dataloader_pin_memory": on_gpu}
     if on_gpu:
         # Older GPUs, such as the T4, emulate bf16, which is slower.
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        defaults["bf16"] = has_bf16 and "fp16" not in _flag_names(flags)
+        defaults["bf16"] = has_bf16 and not chosen.fp16
         defaults["tf32"] = has_bf16 and torch.version.hip is None
         # Stored pixels are read without workers, whatever is set here.
         defaults["dataloader_num_workers"] = min(8, available_cores())

@@ -39,9 +39,10 @@ from agritransfer.models.loading import load_classifier
 from agritransfer.runtime.command_line import settings_line
 from agritransfer.runtime.process import prepare_process, say
 from agritransfer.runtime.profiling import PeakMemory
-from agritransfer.training.checkpoints import free_name
 from agritransfer.training.preemption import broken_in, preemptible
+from agritransfer.training.run_folder import check_folder, reserve_folder, write_status
 from agritransfer.training.trainer import ImageTrainer
+from agritransfer.training.trainer_checks import check_trainer_flags
 from agritransfer.wording import escaped
 
 SCHEMA = 1
@@ -88,17 +89,16 @@ def start_run(*arguments: Any) -> Iterator[Run]:
         check_augmentation(run.data_args.augmentation, run.data_args.cached_views)
         check_selection(args)
         _check_name(folder)
+        check_trainer_flags(args)
+        check_folder(folder)
         _check_unused(folder, restart, args.push_to_hub)
         # After the results of a finished run, which need no GPU, have been printed.
         prepare_process(args)
+        PartialState().wait_for_everyone()
+        if args.should_save:
+            reserve_folder(folder, restart)
     except UsageError as error:
         sys.exit(_say(error))
-    PartialState().wait_for_everyone()
-    if args.should_save:
-        if restart and folder.exists():
-            print(f"the earlier run is renamed to {folder.rename(free_name(folder))}")
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_status(folder, "running", None)
     with preemptible(), _reported(folder, args.should_save):
         say(settings_line(*arguments))
         yield run
@@ -129,7 +129,7 @@ def _reported(folder: Path, writes: bool) -> Iterator[None]:
         sys.exit(_say(error))
     finally:
         if writes:
-            _write_status(folder, state, exit_code)
+            write_status(folder, state, exit_code)
 
 
 def _check_name(folder: Path) -> None:
@@ -175,10 +175,6 @@ def _say(error: Exception | Preempted, before: str = "error: ", after: str = "")
     if PartialState().is_main_process:
         print(f"{Path(sys.argv[0]).name}: {before}{error}{after}", file=sys.stderr)
     return error.exit_code
-
-
-def _write_status(folder: Path, state: str, exit_code: int | None) -> None:
-    (folder / "status.json").write_text(json.dumps({"state": state, "exit_code": exit_code}) + "\n")
 
 
 def command_line() -> str:

@@ -15,6 +15,7 @@ from agritransfer.training.losses import class_weights
 from agritransfer.training.resume import checkpoint_to_resume, run_settings
 from agritransfer.training.run import Run
 from agritransfer.training.trainer import ImageTrainer
+from agritransfer.training.trainer_checks import check_checkpointing
 
 
 def build_trainer(
@@ -29,6 +30,7 @@ def build_trainer(
     """The Trainer for a run on these splits; their photos are decoded once into the store."""
     data_args = run.data_args
     check_selection(run.training_args, len(splits.labels))
+    check_checkpointing(run.training_args, model)
     train_photos = splits.training_photos(processor, data_args.augmentation, store)
     validation_photos = splits.dataset("validation", processor, store)
     say(store.line())

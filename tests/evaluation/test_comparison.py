@@ -334,10 +334,13 @@ def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
         ([], "give either a dataset to train on, or --runs"),
         (["photos", "--runs", run], "give either a dataset to train on, or --runs"),
         (["photos"], "--model_name_or_path is missing"),
-        (["photos", "--model_name_or_path", "m", "--seeds", "0"], "--seeds must be at least 1; found 0"),
+        (
+            ["photos", "--model_name_or_path", "m", "--seeds", "0"],
+            "--seeds 0 is out of range; give a number",
+        ),
         (
             ["photos", "--model_name_or_path", "m", "--budget_epochs", "0"],
-            "--budget_epochs must be at least 1; found 0",
+            "--budget_epochs 0 is out of range; give a number of at least 1",
         ),
         (["photos", "--model_name_or_path", "m", "--seed", "3"], "--seed"),
         (["--runs", run, "--use_dora"], "unknown flag --use_dora; --runs trains nothing"),
@@ -356,6 +359,7 @@ def test_a_flag_of_one_strategy_goes_to_that_one():
     assert _flags_for("finetune", of_model) == _flags_for("lora", of_model) == of_model
     assert _flags_for("scratch", of_model) == flags[3:]
     assert _flags_for("head", flags) == flags[3:]
+    assert _flags_for("head", ["--layer_decay", "0.75", "--seed", "1"]) == ["--seed", "1"]
     assert _flags_for("head", ["--lora-r", "4", "--seed", "1"]) == ["--seed", "1"]
 
 

@@ -116,10 +116,3 @@ def test_where_the_architecture_comes_from_is_told(tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(UsageError, match="the architecture of .* could not be loaded: there is no such folder"):
         load_untrained(arguments, LABELS, None)
-
-
-def test_a_model_and_a_type_exclude_each_other():
-    assert "each name an architecture; remove one" in ScratchArguments("vit", None, "sample/vit").conflict()
-    assert "belongs to no model; add --model_name_or_path" in ScratchArguments(model_revision="main").conflict()
-    assert ScratchArguments(model_name_or_path="sample/vit").conflict() is None
-    assert ScratchArguments(model_size="nano").conflict() is None

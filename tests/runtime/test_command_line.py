@@ -2,40 +2,14 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
-import yaml
+from commandline import FINETUNE, LORA, NAMED, SCRATCH, refusal, write_recipe
 from conftest import ROOT
 
-from agritransfer.arguments import DataArguments, FinetuneArguments, LoraArguments, ModelArguments, ScratchArguments
-from agritransfer.runtime.command_line import GROUPS, OLD_FLAGS, parse_args, settings_line
-
-FINETUNE = (DataArguments, ModelArguments, FinetuneArguments)
-
-
-LORA = (DataArguments, ModelArguments, LoraArguments)
-
-
-SCRATCH = (DataArguments, ScratchArguments)
-
-
-NAMED = ["--dataset_name", "sample/leaves", "--model_name_or_path", "sample/vit", "--use_cpu"]
-
-
-def refusal(capsys, classes, flags) -> str:
-    with pytest.raises(SystemExit) as end:
-        parse_args(classes, "story", flags)
-    assert end.value.code == 2
-    usage, line = capsys.readouterr().err.strip().splitlines()
-    assert usage.startswith("usage: ") and "--help" in usage
-    return line
-
-
-def write_recipe(folder: Path, **flags) -> str:
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(flags))
-    return str(path)
+from agritransfer.arguments import FinetuneArguments, LoraArguments, ScratchArguments
+from agritransfer.runtime.command_line import GROUPS, parse_args, settings_line
+from agritransfer.runtime.trainer_flags import REPLACED
 
 
 def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_default(tmp_path):
@@ -103,17 +77,10 @@ def test_early_stopping_choice_and_scheduler_follow_the_direction_of_the_metric(
     assert training.lr_scheduler_kwargs == {"patience": 2, "mode": mode}
 
 
-@pytest.mark.parametrize("name", sorted(OLD_FLAGS))
-def test_old_and_dangerous_flags_are_refused_with_what_to_use(name, capsys, tmp_path):
-    line = refusal(capsys, FINETUNE, [*NAMED, f"--{name}", "1"])
-    assert f"--{name} cannot be used here; use {OLD_FLAGS[name]}" in line
-    assert OLD_FLAGS[name] in refusal(capsys, FINETUNE, [*NAMED, "--recipe", write_recipe(tmp_path, **{name: 1})])
-
-
 def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_names():
-    assert OLD_FLAGS["overwrite_output_dir"] == "--restart"
-    assert "--warmup_steps 0.1" in OLD_FLAGS["warmup_ratio"]
-    assert OLD_FLAGS["evaluation_strategy"] == "--eval_strategy"
+    assert REPLACED["overwrite_output_dir"] == "--restart"
+    assert "--warmup_steps 0.1" in REPLACED["warmup_ratio"]
+    assert REPLACED["evaluation_strategy"] == "--eval_strategy"
 
 
 @pytest.mark.parametrize(
@@ -124,18 +91,13 @@ def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_name
         ([*NAMED, "--learning_rat", "1"], "unknown flag --learning_rat; did you mean --learning_rate?"),
         ([*NAMED, "--see", "1"], "unknown flag --see"),
         ([*NAMED, "--learning_rate", "fast"], "invalid float value: 'fast'"),
-        ([*NAMED, "--recipe", "none.yaml"], "no recipe at 'none.yaml'"),
-        ([*NAMED, "--recipe"], "no recipe at"),
-        ([*NAMED, "--cached_views", "0"], "--cached_views must be at least 1; found 0"),
+        ([*NAMED, "--head_first", "maybe"], "--head_first: expected true or false; found 'maybe'"),
         ([*NAMED, "--train_layers", "head", "--head_first"], "remove one of them"),
-        ([*NAMED, "--fp16", "true", "--use_cpu"], "--fp16 has no effect on a CPU; remove it, or use --bf16 true"),
-        ([*NAMED, "--eval_strategy", "no"], "--load_best_model_at_end requires"),
-        ([*NAMED, "--early_stopping_patience", "0"], "--early_stopping_patience must be at least 1; found 0"),
+        ([*NAMED, "--fp16", "true"], "--fp16 has no effect on a CPU; remove it, or use --bf16 true"),
         (
             [*NAMED, "--early_stopping_patience", "1", "--eval_strategy", "no", "--load_best_model_at_end", "false"],
             "--early_stopping_patience needs a validation score; remove it or --eval_strategy no",
         ),
-        ([*NAMED, "--learning_rate", "0"], "--learning_rate 0 would train nothing; use a rate above 0"),
         (
             [*NAMED, "--train_layers", "head", "--metric_for_best_model", "loss"],
             "penalty is chosen by macro_f1; remove",
@@ -148,16 +110,6 @@ def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_name
 )
 def test_a_wrong_flag_ends_with_code_2_and_the_remedy(flags, words, capsys):
     assert words in refusal(capsys, FINETUNE, flags)
-
-
-def test_a_recipe_with_a_misspelt_key_is_refused(tmp_path, capsys):
-    recipe = write_recipe(tmp_path, learning_rte=1)
-    assert "did you mean --learning_rate?" in refusal(capsys, FINETUNE, [*NAMED, "--recipe", recipe])
-
-
-def test_a_recipe_with_an_empty_value_is_refused(tmp_path, capsys):
-    recipe = write_recipe(tmp_path, seed=None)
-    assert "without empty values" in refusal(capsys, FINETUNE, [*NAMED, "--recipe", recipe])
 
 
 def test_help_all_adds_the_flags_of_the_trainer(capsys):
