@@ -150,6 +150,8 @@ def name_classes(config: PreTrainedConfig, labels: Sequence[str]) -> None:
     timm stores names a second time, and these win when the saved model is loaded again.
     """
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    # For most families this follows from the names; PVT stores it apart.
+    config.num_labels = len(labels)
     # A base for multi-label classification or regression would be served without a softmax.
     config.problem_type = None
     if isinstance(config, TimmWrapperConfig):

@@ -30,6 +30,7 @@ from agritransfer.images.photo_dataset import collate
 from agritransfer.models.freezing import train_layers
 from agritransfer.models.layer_decay import layerwise_parameter_groups
 from agritransfer.models.lora import add_lora
+from agritransfer.models.structure import find_blocks
 from agritransfer.runtime.process import physical_cores, prepare_process, say
 from agritransfer.runtime.profiling import Times
 from agritransfer.training.trainer import load_strictly
@@ -381,6 +382,20 @@ def test_weight_decay_alone_is_no_movement_and_a_rate_of_zero_no_fault(tmp_path)
             continue
         with pytest.raises(UsageError, match="1 part of the network .* such as classifier"):
             trainer.train()
+
+
+class AllButLast(nn.ModuleList):
+    """Blocks of which the network does not run the last one, as SigLIP does not run its attention pooling."""
+
+    def __iter__(self):
+        return iter(list(super().__iter__())[:-1])
+
+
+def test_a_block_that_no_photo_passes_through_is_no_fault(tmp_path):
+    model = vit(num_hidden_layers=3)
+    model.vit.layers = AllButLast(list(model.vit.layers))
+    assert len(find_blocks(model)) == 3
+    trainer_of(model, arguments(tmp_path, max_steps=6, **NO_FILES)).train()
 
 
 @pytest.mark.parametrize(
