@@ -13,9 +13,8 @@ from benchmarks.tiny_backbones import TIMM, TRANSFORMERS, example_of
 
 PAGE = (ROOT / "docs/backbones.md").read_text(encoding="utf-8")
 MATRIX = PAGE[PAGE.index(backbone_matrix.BEGIN) : PAGE.index(backbone_matrix.END)]
-ROWS = {
-    family: cells.split(" | ") for family, cells in re.findall(r"^\| ([a-z]\S*(?: \S+)*?) \| (.+) \|$", MATRIX, re.M)
-}
+LINES = [line.strip("| ").split(" | ") for line in MATRIX.splitlines() if line.startswith("| ")]
+ROWS = {family: cells for family, *cells in LINES[1:]}
 REASONS = [reason for _, reason in re.findall(r"^(\d+)\. (.+)$", MATRIX, re.MULTILINE)]
 
 
