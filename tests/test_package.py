@@ -24,8 +24,8 @@ from agritransfer.strategies import SCRIPTS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# Needed, but imported by a library: transformers' timm wrapper, torch.onnx, the processes of `agritransfer sweep`.
-IMPORTED_BY_OTHERS = {"timm", "onnxscript", "optuna"}
+# Needed, but imported by a library: torch.onnx, the processes of `agritransfer sweep`.
+IMPORTED_BY_OTHERS = {"onnxscript", "optuna"}
 PRIVATE_NAMES_USED = {"transformers", "accelerate", "peft", "huggingface-hub", "gradio"}
 
 

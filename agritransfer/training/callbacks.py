@@ -2,13 +2,11 @@
 
 import math
 import time
-from functools import partial
 
 import numpy as np
 import torch
 import transformers
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 
@@ -36,10 +34,6 @@ class PassOver(TrainerCallback):
         train_dataloader.dataset.pass_over(epoch, batches * train_dataloader.batch_size)
 
 
-# What moves in a network whose blocks are not known.
-BACKBONE = "the backbone"
-
-
 class MovementCheck(TrainerCallback):
     """Ends training if, after the first steps, the head or a block that should move has not moved at all.
 
@@ -58,27 +52,16 @@ class MovementCheck(TrainerCallback):
         self.before: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
         self.rates: dict[int, float] = {}
         self.counted = 0
-        self.used: set[str] = set()
-        self.hooks: list[RemovableHandle] = []
+        self.reached: set[str] = set()
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         # A run that is resumed later was judged before; its last rates may be too small to move anything.
         self.still, self.counted = _moving_parts(model) if state.global_step < self.STEPS else {}, 0
-        for name, module in model.named_modules():
-            for part in self.still:
-                if f"{name}.".startswith(f"{part}."):
-                    self.hooks.append(module.register_forward_hook(partial(self._note, part)))
-
-    def _note(self, part: str, *_: object) -> None:
-        self.used.add(part)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if self.hooks:
-            # A part through which no photo passes need not move, such as the attention pooling of SigLIP.
-            self.still = {part: weights for part, weights in self.still.items() if part in self.used | {BACKBONE}}
-            for hook in self.hooks:
-                hook.remove()
-            self.hooks = []
+        self.reached |= {
+            part for part, weights in self.still.items() if any(weight.grad is not None for weight in weights)
+        }
         self.before = {
             part: [
                 (weight, self._sample(weight).clone())
@@ -109,10 +92,13 @@ class MovementCheck(TrainerCallback):
         return values.detach().reshape(-1)[: self.SAMPLE]
 
     def _refuse_still(self, args: TrainingArguments) -> None:
-        """Raise `UsageError` if a part has not moved, unless its own rate is zero."""
+        """Raise `UsageError` if a part has not moved, unless its own rate is zero or the network does not use it."""
         still = {
             part for part, weights in self.still.items() if any(self.rates.get(id(weight), 1) > 0 for weight in weights)
         }
+        if not _is_reentrant(args):
+            # The logits do not depend on it, as on the attention pooling of SigLIP: it has no gradient, not even zero.
+            still &= self.reached
         if still:
             parts, steps = counted(len(still), "part"), counted(self.counted, "step")
             raise UsageError(
@@ -121,8 +107,12 @@ class MovementCheck(TrainerCallback):
             )
 
 
+def _is_reentrant(args: TrainingArguments) -> bool:
+    return args.gradient_checkpointing and bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+
+
 def _remedy(args: TrainingArguments) -> str:
-    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+    if _is_reentrant(args):
         return (
             'reentrant checkpointing passes no gradient on to layers behind frozen ones; set "use_reentrant": false in '
             "--gradient_checkpointing_kwargs or --activation_checkpointing_kwargs"
@@ -138,7 +128,7 @@ def _moving_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     moving = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     parts = {part: [weight for name, weight in moving.items() if name.startswith(part + ".")] for part in names}
     if len(names) == 1:
-        parts[BACKBONE] = [weight for name, weight in moving.items() if not name.startswith(names[0] + ".")]
+        parts["the backbone"] = [weight for name, weight in moving.items() if not name.startswith(names[0] + ".")]
     return {part: weights for part, weights in parts.items() if weights}
 
 

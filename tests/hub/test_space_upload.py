@@ -14,7 +14,16 @@ from PIL import Image
 from publishing import exported_run, small_hub
 
 SPACE_FILES = {
-    *("app.py", "classifier.py", "feedback.py", "guard.py", "page.py", "photos.py", "recipe_pixels.py"),
+    *(
+        "app.py",
+        "classifier.py",
+        "feedback.py",
+        "guard.py",
+        "page.py",
+        "photos.py",
+        "recipe_pixels.py",
+        "spreadsheet.py",
+    ),
     *("service.py", "README.md", "published.json", "requirements.txt", "style.css", "translations.json"),
 }
 

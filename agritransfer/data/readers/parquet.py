@@ -4,7 +4,7 @@ import glob
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,12 +59,20 @@ def read_parquet_folder(
     unused = [file for file in files_in(folder) if file.endswith(".parquet") and file not in used]
     refuse_missing_shards(name, [table.file for table in tables])
     refuse_split_by_chance(name, {split: [shown(file, root) for file in of] for split, of in of_split.items()}, unused)
-    stray = parquet_tables(name, {"": [f"{root}/{file}" for file in unused]}, root, None)
-    rows = {table.file: table.rows for table in stray}
+    rows = _rows_of_readable(name, unused, root)
     source = source_of_tables(name, tables, partial(images_of_parquet, root), image_column, label_column, group_column)
     not_read = "in no split" if config is None else f"in no split of '{config}'"
     left_out = left_out_files(sorted({*(files or files_in(folder))} - used), rows, not_read)
     return replace(source, left_out=(*source.left_out, *left_out))
+
+
+def _rows_of_readable(name: str, files: Sequence[str], root: str) -> dict[str, int]:
+    """The number of rows in each of these files that is not damaged; none of them is read further."""
+    rows = {}
+    for file in files:
+        with suppress(DataError):
+            rows[file] = parquet_tables(name, {"": [f"{root}/{file}"]}, root, None)[0].rows
+    return rows
 
 
 def read_parquet_file(
