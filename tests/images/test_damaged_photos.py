@@ -70,7 +70,7 @@ def test_many_thousands_of_damaged_photos_are_read_or_refused(judge, capsys):
     with capsys.disabled():
         print(f"\n{judge.__name__}: {total.total():,} mutants, {dict(total.most_common())}, none uncaught")
     assert total.total() == 24_000
-    assert all(of["decoded"] > 0 for of in found.values())
+    assert total["decoded"] > 5_000
 
 
 @pytest.mark.parametrize(

@@ -23,27 +23,28 @@ from pictures import encode, noise, timm_model
 # class: equal, or the reason why it is refused. One that a later version adds has its place here too.
 REGISTERED = {
     "equal": """
-        Beit Bit Blip CLIP Chameleon ChineseCLIP ConvNext DINOv3ViT DPT DeiT DepthPro Flava Gemma3 GotOcr2 Levit Llava
-        MobileNetV1 MobileNetV2 Ovis2 OwlViT PPChart2Table PoolFormer PromptDepthAnything Pvt RTDetr Sam2 Sam3 SegGpt
-        Segformer Siglip Tipsv2 Tipsv2Dpt ViT""",
+        Beit Bit Blip CLIP Chameleon ChineseCLIP ConvNext DINOv3ViT DPT DeiT DepthPro Flava Gemma3 GotOcr2 Levit
+        Llava MobileNetV1 MobileNetV2 Ovis2 OwlViT PPChart2Table PoolFormer PromptDepthAnything Pvt RTDetr Sam2
+        Sam3 SegGpt Segformer Siglip Tipsv2 Tipsv2Dpt ViT""",
     "size": """
-        Apertus1p5 Aria CohereCompass ConditionalDetr Cosmos3Edge DeformableDetr Detr Emu3 Eomt Ernie4_5_VLMoe GLPN
-        Gemma4 Gemma4Unified Glm46V Glm4v Glm5Next GlmImage Glmga GroundingDino HYV4VL HunYuanVL Idefics2 Idefics3
-        Kimi_K25 Kosmos2_5 Mask2Former MaskFormer MiniCPMOcr MiniCPMV4_6 MiniMaxM3VL MuseGlimmer
-        NemotronH_Omni_Reasoning_V3 NeoMME OneFormer PI0 PaddleOCRVL Pix2Struct Pixtral Qwen2VL RfDetr Sam Siglip2
-        SmolVLM Swin2SR Tvp UltraVBert VideoLlama3 VitMatte Yolos""",
+        Apertus1p5 Aria CohereCompass ConditionalDetr Cosmos3Edge DeformableDetr Detr Emu3 Eomt Ernie4_5_VLMoe
+        GLPN Gemma4 Gemma4Unified Glm46V Glm4v Glm5Next GlmImage Glmga GroundingDino HYV4VL HunYuanVL Idefics2
+        Idefics3 Kimi_K25 Kosmos2_5 Mask2Former MaskFormer MiniCPMOcr MiniCPMV4_6 MiniMaxM3VL MuseGlimmer
+        NemotronH_Omni_Reasoning_V3 NeoMME OneFormer PI0 PaddleOCRVL Pix2Struct Pixtral Qwen2VL RfDetr Sam
+        Siglip2 SmolVLM Swin2SR Tvp UltraVBert VideoLlama3 VitMatte Yolos""",
     "shape": """
-        Cohere2Vision Donut GraniteDocling Inkling Lfm2Vl LlavaNext LlavaOnevision Mllama Molmo2 Nougat PPOCRV5ServerDet
-        PPOCRV5ServerRec PPOCRV6SmallRec PerceptionLM Sapiens2 SuperPoint TextNet UVDoc VideoMAE Vilt Vivit
-        ZoeDepth""",
+        Cohere2Vision GraniteDocling Inkling Lfm2Vl LlavaNext LlavaOnevision Mllama Molmo2 PPOCRV5ServerDet
+        PerceptionLM TextNet VideoMAE Vilt Vivit""",
+    "square": """
+        Donut EfficientLoFTR Fuyu LightGlue Nougat PPOCRV5ServerRec PPOCRV6SmallRec Sapiens2 SuperGlue
+        SuperPoint UVDoc VitPose ZoeDepth""",
     "levels": """
         DeepseekOcr2 DeepseekVL DeepseekVLHybrid Janus Llama4 Owlv2 PPDocLayoutV2 PPDocLayoutV3 PPDocLayoutV4
         PPFormulaNet PPLCNet SLANeXt Step3p7 UnlimitedOcr""",
-    "input": """
-        EfficientLoFTR Fuyu Idefics ImageGPT LayoutLMv2 LayoutLMv3 LightGlue Phi4Multimodal SuperGlue VideoLlava""",
+    "input": "Idefics ImageGPT LayoutLMv2 LayoutLMv3 Phi4Multimodal VideoLlava",
     "crop": "MobileViT Perceiver",
     "exported": "BridgeTower",
-    "resample": "Inkling2 VitPose",
+    "resample": "Inkling2",
     "resize": "CHMv2",
     "steps": "EfficientNet",
 }
