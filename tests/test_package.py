@@ -168,7 +168,7 @@ def test_the_wheel_holds_package_scripts_and_space_and_nothing_else(wheel):
         if path.is_file() and path.suffix != ".pyc"
     }
     space = {f"agritransfer/hub/space_files/{p.name}" for pattern in SERVED for p in (ROOT / "space").glob(pattern)}
-    assert len(package) >= 75 and len(space) == 12
+    assert len(package) >= 75 and len(space) == 13
     assert {file for file in files if file.startswith("agritransfer/")} == package | space
 
 
