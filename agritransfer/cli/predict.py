@@ -114,7 +114,7 @@ def _model_folder(name: str, revision: str | None) -> Path:
 
     from agritransfer.data.readers.hub import hub_errors
 
-    with hub_errors(f"the Hub model '{name}'"):
+    with hub_errors(name, revision, "model"):
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
 
 

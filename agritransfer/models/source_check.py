@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import httpx2
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ ANOTHER = "use another model, such as facebook/dinov2-small or timm/efficientnet
 # What the libraries raise for files that are missing, broken or of another kind.
 LOADING_ERRORS = (
     *(AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    SafetensorError,
+    *(SafetensorError, httpx2.HTTPError),
 )
 # Files that tell what a folder without config.json holds.
 OTHER_KINDS = (
@@ -70,7 +71,15 @@ def _reason(what: str, name: str, revision: str | None, error: Exception) -> str
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except LOADING_ERRORS as unreadable:
         # Advice on other versions of the library follows the first sentence.
-        return f"its config.json cannot be used ({in_one_line(unreadable).split('. ')[0]}); {ANOTHER}"
+        found = in_one_line(unreadable).split(". ")[0]
+        if "gated" in found:
+            return f"it is gated; accept its terms on https://huggingface.co/{name} and set HF_TOKEN"
+        if not files:
+            return (
+                f"there is no such folder, and the Hub gives no such model ({found}); correct the name, or check the "
+                "network and HF_TOKEN"
+            )
+        return f"its config.json cannot be used ({found}); {ANOTHER}"
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         return _of_another_task(config, name)
     if what == "architecture":
@@ -85,8 +94,10 @@ def _files_of(name: str, revision: str | None) -> list[str]:
     if Path(name).is_dir():
         return sorted(file.name for file in Path(name).iterdir())
     try:
-        return sorted(huggingface_hub.list_repo_files(name, revision=revision))
-    except (HfHubHTTPError, OSError, ValueError):
+        # Asked once; `list_repo_files` would try again for half a minute without a network.
+        found = huggingface_hub.HfApi().model_info(name, revision=revision).siblings
+        return sorted(file.rfilename for file in found)
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError):
         # The reason that the library gave is told instead.
         return []
 

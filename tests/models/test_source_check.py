@@ -4,10 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
+import huggingface_hub
 import pytest
 import torch
 from saved_networks import LABELS, vit
 from transformers import (
+    AutoConfig,
     BertConfig,
     DetrConfig,
     DINOv3ConvNextConfig,
@@ -20,6 +23,7 @@ from transformers import (
 
 from agritransfer.errors import UsageError
 from agritransfer.models.loading import load_pretrained, load_processor
+from agritransfer.models.source_check import cannot_load
 
 
 def refusal(load: Callable, *given: object) -> str:
@@ -139,3 +143,23 @@ def test_a_model_without_a_processor_and_an_adapter_of_a_run_are_refused(tmp_pat
     told = refusal(load_processor, str(tmp_path), None, None)
     assert "has no preprocessor_config.json, so the size and the colors" in told and "copy this file from" in told
     assert "it is a file; use the folder" in model_refusal(tmp_path / "config.json")
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub_ends_in_one_line_without_a_network(monkeypatch):
+    asked = []
+
+    def unreachable(_api, name, **_options):
+        asked.append(name)
+        raise httpx2.ConnectError("[Errno -2] Name or service not known")
+
+    def not_cached(name, **_options):
+        raise OSError("We couldn't connect to the Hub. Check your internet connection.")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", not_cached)
+    for name in ("nowhere", "user/nowhere"):
+        assert str(cannot_load("model", name, None, OSError("not found"))) == (
+            f"the model of '{name}' could not be loaded: there is no such folder, and the Hub gives no such model (We "
+            "couldn't connect to the Hub); correct the name, or check the network and HF_TOKEN"
+        )
+    assert asked == ["nowhere", "user/nowhere"]

@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import datasets
 import huggingface_hub
@@ -27,14 +28,14 @@ UNREADABLE = (
 
 
 @contextmanager
-def hub_errors(name: str, revision: str | None = None) -> Iterator[None]:
+def hub_errors(name: str, revision: str | None = None, kind: Literal["dataset", "model"] = "dataset") -> Iterator[None]:
     """Turn the errors of the Hub's clients into a `UsageError` of one line with the remedy."""
     try:
         yield
     except (UsageError, DataError):
         raise
     except (httpx.HTTPError, *UNREADABLE) as error:
-        raise UsageError(f"the Hub dataset '{name}' {_cause(error, name, revision)}") from error
+        raise UsageError(f"the Hub {kind} '{name}' {_cause(error, name, revision, kind)}") from error
 
 
 @contextmanager
@@ -52,18 +53,18 @@ def table_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _cause(error: Exception, name: str, revision: str | None) -> str:
-    page = f"{huggingface_hub.constants.ENDPOINT}/datasets/{name}"
+def _cause(error: Exception, name: str, revision: str | None, kind: str) -> str:
+    page = f"{huggingface_hub.constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     if isinstance(error, GatedRepoError):
         return f"is gated; accept its terms at {page}, then set HF_TOKEN or run hf auth login"
     if isinstance(error, RepositoryNotFoundError):
-        if huggingface_hub.HfApi().repo_exists(name, repo_type="model"):
+        if kind == "dataset" and huggingface_hub.HfApi().repo_exists(name, repo_type="model"):
             return (
                 "does not exist, but a model of this name does; give a dataset, and the model to --model_name_or_path"
             )
         return "does not exist, or is private; check the name, and for a private one set HF_TOKEN or run hf auth login"
     if isinstance(error, RevisionNotFoundError):
-        return f"has no branch, tag or commit '{revision}'; correct --dataset_revision (see {page}/tree/main)"
+        return f"has no branch, tag or commit '{revision}'; correct --{kind}_revision (see {page}/tree/main)"
     if isinstance(error, LocalEntryNotFoundError) and huggingface_hub.constants.HF_HUB_OFFLINE:
         return "is not on this machine and HF_HUB_OFFLINE=1; run once with --download_only while there is a network"
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
