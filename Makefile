@@ -11,7 +11,7 @@ demo: $(VENV)/runtime
 test: lint
 	$(PYTEST) --dist loadfile
 
-# About a minute and a half on two cores: no script, no process, no whole training. One thread per test process is faster than two.
+# About two minutes on two cores: no script, no process, no whole training. One thread per test process is faster than two.
 quick: lint
 	OMP_NUM_THREADS=1 $(PYTEST) --dist worksteal -m "not (script or slow or realdata or browser)"
 
