@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all answers to this CSV table")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing table")
-    parser.add_argument("--top_k", type=int, default=3, help="number of labels per photo (default: %(default)s)")
+    parser.add_argument("--top_k", type=int, default=3, help="number of labels per photo")
     parser.add_argument("--model_revision", help="branch, tag or commit of a Hub model")
 
 

@@ -45,8 +45,9 @@ class Splits:
 
     `inspections` has the result of the audit for each of `photos`. `leaked` says, for each photo that is also in a
     split that is scored later, where that copy is, and `shift_leaks` how many of these copies are in the second test
-    set; `leaks_dropped` says whether those photos were left out. With a `stream`, the train photos come from there and
-    are not among these.
+    set; `leaks_dropped` says whether those photos were left out. `notes` say how the dataset was read where there was a
+    choice; they are published, unlike `warnings`, which may name photos. With a `stream`, the train photos come from
+    there and are not among these.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Splits:
     leaked: dict[str, str]
     leaks_dropped: bool
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     selection: Selection = Selection()
     stream: TrainStream | None = None
     shift_leaks: int = 0
@@ -158,28 +160,20 @@ def load_splits(
     the train photos stay in their shards.
     Raises `UsageError` if there is no such dataset and `DataError` if it cannot be trained on.
     """
-    columns = {"image_column": image_column_name, "label_column": label_column_name}
+    where = {"revision": revision, "config": config_name}
+    where |= {"image_column": image_column_name, "label_column": label_column_name}
     if streaming:
-        source, stream = open_stream(
-            dataset_name,
-            revision=revision,
-            config=config_name,
-            **columns,
-            on_broken=on_broken,
-            shuffle_buffer=shuffle_buffer,
-        )
+        source, stream = open_stream(dataset_name, **where, on_broken=on_broken, shuffle_buffer=shuffle_buffer)
     else:
         groups = {"group_column": group_column_name, "group_pattern": group_pattern}
-        source, stream = read_source(dataset_name, revision=revision, config=config_name, **columns, **groups), None
+        source, stream = read_source(dataset_name, **where, **groups), None
     if splits_file is not None:
-        found, without_split = _apply_splits_file(source.photos, Path(splits_file))
-        source = replace(source, photos=found, left_out=(*source.left_out, *without_split))
+        source = _with_splits_of_file(source, Path(splits_file))
     source, classes_left_out = select_classes(source, classes)
     selection = Selection(classes and tuple(classes), classes_left_out, max_photos_per_class)
     if faults := class_faults(source):
         raise DataError(faults[0])
-    found = source.photos
-    examination = examine(source.images, found, dataset_name)
+    examination = examine(source.images, source.photos, dataset_name)
     stop_if_broken(examination, on_broken)
     assigned = assign_splits(
         examination,
@@ -193,26 +187,26 @@ def load_splits(
         max_eval_samples=max_eval_samples,
         streamed=stream and _streamed_counts(stream, source.labels),
     )
-    photos, missing = assigned.photos, assigned.missing
-    inspections = _inspections_of(photos, examination)
+    inspections = _inspections_of(assigned.photos, examination)
     return Splits(
         name=dataset_name,
         revision=source.revision,
         config=config_name,
-        fingerprint=_fingerprint(photos, inspections, stream),
+        fingerprint=_fingerprint(assigned.photos, inspections, stream),
         labels=source.labels,
         images=source.images,
-        photos=photos,
+        photos=assigned.photos,
         inspections=inspections,
         found=assigned.found,
         method=assigned.method,
-        seed=split_seed if missing else None,
+        seed=split_seed if assigned.missing else None,
         broken=examination.broken,
         left_out=source.left_out,
         selection=selection,
         leaked=assigned.leaked,
         leaks_dropped=on_leakage == "drop",
-        warnings=(*source.notes, *photo_warnings(examination), *_group_warnings(examination, missing)),
+        warnings=(*photo_warnings(examination), *_group_warnings(examination, assigned.missing)),
+        notes=source.notes,
         stream=stream,
     )
 
@@ -270,7 +264,8 @@ def load_shift_photos(
         selection=Selection(classes and tuple(classes), classes_left_out),
         leaked={},
         leaks_dropped=False,
-        warnings=(*source.notes, *photo_warnings(examination)),
+        warnings=tuple(photo_warnings(examination)),
+        notes=source.notes,
     )
     return _without_shift_leaks(splits, shift, on_leakage), shift
 
@@ -384,7 +379,7 @@ def counts_table(splits: Splits) -> str:
     if drawn := splits.over_limits:
         flags = "--max_photos_per_class, --max_train_samples or --max_eval_samples"
         lines.append(f"left out: {counted(drawn, 'photo')} over {flags}")
-    lines += [f"note: {warning}" for warning in splits.warnings]
+    lines += [f"note: {warning}" for warning in (*splits.notes, *splits.warnings)]
     if splits.stream:
         lines.append(
             "note: the train photos are streamed; they are not checked for copies in validation or test (leakage) "
@@ -393,7 +388,8 @@ def counts_table(splits: Splits) -> str:
     return "\n".join(lines)
 
 
-def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tuple[str, ...]]:
+def _with_splits_of_file(source: Source, path: Path) -> Source:
+    """The photos that a splits file lists, with its splits; the others are left out."""
     if not path.is_file():
         raise UsageError(f"there is no splits file '{path}'; use that of a finished run, such as runs/NAME/splits.csv")
     rows = read_table(path, ["file", "split"])
@@ -404,11 +400,12 @@ def _apply_splits_file(photos: list[Photo], path: Path) -> tuple[list[Photo], tu
         )
     if unknown := sorted(set(split_of.values()) - set(SPLITS), key=str):
         raise DataError(f"'{path}' has the splits {unknown}; use train, validation and test")
-    known = {photo.file for photo in photos}
+    known = {photo.file for photo in source.photos}
     if absent := [file for file in split_of if file not in known]:
         raise DataError(
             f"'{path}' lists {counted(len(absent), 'photo')} missing from the dataset, such as '{absent[0]}'; restore "
             "the photos or leave --splits_file out"
         )
-    kept = [replace(photo, split=split_of[photo.file]) for photo in photos if photo.file in split_of]
-    return kept, tuple(f"{photo.file} (not in {path.name})" for photo in photos if photo.file not in split_of)
+    kept = [replace(photo, split=split_of[photo.file]) for photo in source.photos if photo.file in split_of]
+    others = [f"{photo.file} (not in {path.name})" for photo in source.photos if photo.file not in split_of]
+    return replace(source, photos=kept, left_out=(*source.left_out, *others))

@@ -34,7 +34,7 @@ from agritransfer.data.readers.labels import class_of, classes_of, names_of, ref
 from agritransfer.data.readers.parquet import images_of_parquet, parquet_tables, shown
 from agritransfer.data.readers.reading_errors import hub_errors, table_errors
 from agritransfer.data.readers.saved import source_of_datasets
-from agritransfer.data.readers.source import HUB_ID, SPLIT_NAMES, Source
+from agritransfer.data.readers.source import HUB_ID, SPLIT_NAMES, Columns, Source
 from agritransfer.errors import DataError, UsageError, in_one_line
 from agritransfer.wording import counted
 
@@ -206,7 +206,7 @@ def _open_parquet(
     refuse_label_column(files.name, label_column, {table.file: table.features[label_column] for table in tables})
     names = _names_of_all(files.name, train, label_column)
     source = source_of_tables(
-        files.name, scored, partial(images_of_parquet, files.root), image_column, label_column, None
+        files.name, scored, partial(images_of_parquet, files.root), Columns(image_column, label_column)
     )
     shards = [
         Shard(table.mark, Counter(classes_of(table.column(label_column), table.features[label_column], table.file)))
@@ -261,7 +261,7 @@ def _open_webdataset(
             raise UsageError(f"'{files.name}' has {found} label columns; name one with --label_column_name")
         label_column = found[0] if found else None
     image_column, label_column = pick_columns(files.name, scored["test"].features, image_column, label_column)
-    source = source_of_datasets(files.name, scored, image_column, label_column, None)
+    source = source_of_datasets(files.name, scored, Columns(image_column, label_column))
     wanted = (image_column, label_column.split(".")[0], "__key__")
     rows = rows.select_columns([column for column in wanted if column in rows.features])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))

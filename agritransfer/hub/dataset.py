@@ -155,6 +155,6 @@ def _audit(splits: Splits) -> str:
         "",
         f"- broken photos, skipped: {len(splits.broken)}",
         f"- training photos that are also in the validation or test split, {verb}: {len(splits.leaked)}",
-        *(f"- {in_markdown(warning)}" for warning in splits.warnings),
+        *(f"- {in_markdown(warning)}" for warning in (*splits.notes, *splits.warnings)),
     ]
     return "\n".join(lines)

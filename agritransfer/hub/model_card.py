@@ -282,8 +282,10 @@ def _data(results: dict[str, Any]) -> str:
         # Only runs with a field set have it.
         if field := leakage.get("shift"):
             looked += f"; {field['found']} found among the field photos, {field['dropped']} dropped"
+    # Runs of earlier versions have none.
+    read = "".join(f"{in_markdown(note[0].upper() + note[1:])}. " for note in dataset.get("notes", ()))
     return (
-        f"{as_code(dataset['name'])} ({where}). {_selection(results)}{cut}. {looked}. "
+        f"{as_code(dataset['name'])} ({where}). {read}{_selection(results)}{cut}. {looked}. "
         f"Broken photos: {broken['found']} found, {broken['skipped']} skipped. "
         f"Fingerprint of photos and labels: `{dataset['fingerprint']}`."
     )

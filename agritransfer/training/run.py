@@ -267,7 +267,7 @@ def _data_facts(splits: Splits, shift: Splits | None, broken: list[str]) -> dict
             "labels": splits.labels,
             "counts": {split: splits.label_counts(split) for split in SPLITS},
             "streamed": splits.stream is not None,
-            "notes": list(splits.warnings),
+            "notes": list(splits.notes),
         },
         "selection": {**asdict(splits.selection), "photos_over_limits": splits.over_limits},
         "splits": {

@@ -8,7 +8,8 @@ import pytest
 from agritransfer.data.audit import class_faults
 from agritransfer.data.readers.folder import read_folder
 from agritransfer.data.readers.folder_names import is_source, splits_meant, without_marks
-from agritransfer.data.readers.metadata import Columns
+from agritransfer.data.readers.source import Columns
+from agritransfer.data.readers.walk import find_files
 from agritransfer.errors import DataError
 
 # The folders, then the labels of each split; a folder of this table has two photos.
@@ -191,7 +192,7 @@ def put(folder: Path, layout: str) -> None:
 
 def labels_of_splits(folder: Path) -> dict[str, str]:
     found = {}
-    for photo in read_folder(folder, Columns()).photos:
+    for photo in read_folder(folder, find_files(folder), Columns()).photos:
         found.setdefault(photo.split, set()).add(photo.label)
     return {split: " ".join(sorted(labels)) for split, labels in found.items()}
 
@@ -200,7 +201,7 @@ def labels_of_splits(folder: Path) -> dict[str, str]:
 def test_a_plain_layout_is_read_without_a_note(layout, photos):
     put(photos, layout)
     assert labels_of_splits(photos) == PLAIN[layout]
-    assert read_folder(photos, Columns()).notes == ()
+    assert read_folder(photos, find_files(photos), Columns()).notes == ()
 
 
 @pytest.mark.parametrize("layout", READ)
@@ -208,7 +209,7 @@ def test_a_layout_with_one_reading_is_read_and_the_note_says_how(layout, photos)
     put(photos, layout)
     labels, start = READ[layout]
     assert labels_of_splits(photos) == labels
-    assert any(note.startswith(start) for note in read_folder(photos, Columns()).notes)
+    assert any(note.startswith(start) for note in read_folder(photos, find_files(photos), Columns()).notes)
 
 
 @pytest.mark.parametrize("layout", REFUSED)
@@ -216,7 +217,7 @@ def test_a_layout_with_several_readings_is_refused_with_each(layout, photos):
     put(photos, layout)
     what, reading = REFUSED[layout]
     with pytest.raises(DataError) as refused:
-        faults = class_faults(read_folder(photos, Columns()))
+        faults = class_faults(read_folder(photos, find_files(photos), Columns()))
         raise DataError(*faults)
     message = str(refused.value)
     assert what in message and reading in message and "\n" not in message
@@ -232,7 +233,7 @@ def test_the_tables_cover_enough_layouts():
 def test_a_long_tree_is_cut_and_counted(photos):
     put(photos, " ".join(f"fold{number}" for number in range(10)))
     with pytest.raises(DataError, match=r"fold5 \(2 photos\) and 4 more folders; .* 'fold6' and 3 more away"):
-        read_folder(photos, Columns())
+        read_folder(photos, find_files(photos), Columns())
 
 
 def test_the_commands_of_a_message_lead_to_a_set_that_is_read(photos):

@@ -65,6 +65,8 @@ def test_files_that_are_not_used_are_named(tmp_path):
         "left out: 2 photos over --max_photos_per_class, --max_train_samples or --max_eval_samples",
         "note: 1 photo with PNG content but the suffix .HEIC, such as rust/IMG_1.HEIC",
     ]
+    # What names photos is printed, and not published with the results.
+    assert len(splits.warnings) == 1 and splits.notes == ()
 
 
 def test_a_table_gives_labels_splits_and_groups(tmp_path):

@@ -113,3 +113,17 @@ def test_a_run_that_never_saw_the_field_says_so():
     card = card_of(results(shift=None))
     assert "**Not tested on field photos.**" in card and "| **field** |" not in card
     assert "the model may have learned background, light or camera instead of the disease" in card
+
+
+def test_how_the_photos_were_read_and_chosen_is_said():
+    facts = results()
+    facts["dataset"]["notes"] = ["read inside 'leaves_2024', which holds everything"]
+    facts["selection"] = {
+        **{"classes": ["Tomato*"], "classes_left_out": {"Corn/rust": 7, "Corn/smut": 1}},
+        **{"max_photos_per_class": 40, "photos_over_limits": 12},
+    }
+    card = card_of(facts)
+    assert "Read inside 'leaves_2024', which holds everything. " in card
+    assert "Only classes that match `Tomato*` were used; 8 photos of 2 other classes left out. " in card
+    assert "At most 40 training photos of each class. 12 photos left out by limits on the number of photos. " in card
+    assert "Only classes" not in card_of(results()) and "At most 40" not in card_of(results())

@@ -8,18 +8,16 @@ from pathlib import Path
 
 from agritransfer.data.readers.label_files import labels_beside, left_out_of
 from agritransfer.data.readers.layout import Layout, rows_of_folders
-from agritransfer.data.readers.metadata import Columns
-from agritransfer.data.readers.source import Photo, PhotoFiles, Source, TableLabels
-from agritransfer.data.readers.walk import find_files
+from agritransfer.data.readers.source import Columns, Photo, PhotoFiles, Source, TableLabels
+from agritransfer.data.readers.walk import FoundFiles
 from agritransfer.errors import DataError, UsageError
 
 
-def read_folder(folder: Path, columns: Columns) -> Source:
+def read_folder(folder: Path, found: FoundFiles, columns: Columns) -> Source:
     """The photos of a folder, labelled by its class folders or by tables; raises `DataError` if it has none.
 
-    `columns` are those of the tables that the user named.
+    `found` are its files; `columns` are those of the tables that the user named.
     """
-    found = find_files(folder)
     if not found.photos:
         unread = next((f"; {name} in it: {reason}" for name, reason in found.unread.items()), "")
         raise DataError(f"'{folder}' contains no photos; add class folders such as {folder}/healthy/leaf.jpg{unread}")

@@ -8,25 +8,18 @@ import huggingface_hub
 
 from agritransfer.data.readers.folder import read_folder
 from agritransfer.data.readers.kind import Contents, contents_of, files_in, refuse_archives, refuse_config
-from agritransfer.data.readers.metadata import Columns
 from agritransfer.data.readers.parquet import holds_images, read_parquet_folder
 from agritransfer.data.readers.reading_errors import hub_errors
 from agritransfer.data.readers.saved import DESCRIPTIONS, read_saved
-from agritransfer.data.readers.source import PICKLE_SUFFIXES, Source
+from agritransfer.data.readers.source import PICKLE_SUFFIXES, Columns, Source
+from agritransfer.data.readers.walk import find_files
 from agritransfer.errors import DataError, UsageError
 
 # Besides the tables: what says how they are read.
 TABLE_FILES = ["*.parquet", "*.arrow", "*.md", "dataset_infos.json", *(f"*{name}" for name in DESCRIPTIONS)]
 
 
-def read_hub(
-    name: str,
-    revision: str | None,
-    config: str | None,
-    image_column: str | None,
-    label_column: str | None,
-    group_column: str | None,
-) -> Source:
+def read_hub(name: str, revision: str | None, config: str | None, columns: Columns) -> Source:
     """The photos of a dataset on the Hub, read from its tables if it has any and otherwise as a folder of files."""
     files = None
     # Offline, snapshot_download returns the folder of an earlier download, such as that of --download_only.
@@ -40,18 +33,18 @@ def read_hub(
     folder = _download(name, revision, TABLE_FILES if has_tables else None)
     here = files_in(folder)
     contents = contents_of(here)
-    columns = (image_column, label_column, group_column)
     if contents.saved:
         refuse_config(name, config)
-        source = read_saved(name, folder, *columns, files)
+        source = read_saved(name, folder, columns, files)
     elif any(holds_images(folder / file) for file in contents.tables):
-        source = read_parquet_folder(name, folder, config, *columns, files)
+        source = read_parquet_folder(name, folder, config, columns, files)
     elif contents.photos or contents_of(files or []).photos:
         refuse_config(name, config)
         # A repository without tables of photos is a folder of photos like any other.
-        source = read_folder(_download(name, revision, None) if has_tables else folder, Columns(*columns))
+        whole = _download(name, revision, None) if has_tables else folder
+        source = read_folder(whole, find_files(whole), columns)
     else:
-        source = read_parquet_folder(name, folder, config, *columns, files)
+        source = read_parquet_folder(name, folder, config, columns, files)
     # The cache names the folder of a snapshot after its commit.
     return replace(source, revision=folder.name)
 

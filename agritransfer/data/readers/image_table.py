@@ -8,7 +8,7 @@ import datasets
 import pyarrow.compute
 
 from agritransfer.data.readers.labels import classes_of, names_of, refuse_label_column, refuse_odd_names
-from agritransfer.data.readers.source import SPLIT_NAMES, Photo, Source
+from agritransfer.data.readers.source import SPLIT_NAMES, Columns, Photo, Source
 from agritransfer.errors import DataError, UsageError
 from agritransfer.wording import counted, listed
 
@@ -36,9 +36,7 @@ def source_of_tables(
     name: str,
     tables: Sequence[Table],
     images_of: ImageReader,
-    image_column: str | None,
-    label_column: str | None,
-    group_column: str | None,
+    columns: Columns,
 ) -> Source:
     """The photos of tables, their labels matched by name; raises `DataError` for labels that name no class."""
     split_of, left_out = splits_of_tables(name, tables)
@@ -48,7 +46,8 @@ def source_of_tables(
         raise DataError(
             f"'{name}' has no rows in a train, validation or test split{found}; add photos or rename a split"
         )
-    image_column, label_column = pick_columns(name, used[0].features, image_column, label_column)
+    image_column, label_column = pick_columns(name, used[0].features, columns.image, columns.label)
+    group_column = columns.group
     if group_column is not None:
         _pick_column(name, "group", group_column, [], list(used[0].features))
     for column in filter(None, (image_column, label_column, group_column)):

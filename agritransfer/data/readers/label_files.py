@@ -12,16 +12,17 @@ from functools import partial
 from pathlib import Path
 
 from agritransfer.data.readers.coco import is_coco, labels_of_coco
+from agritransfer.data.readers.folder_names import split_named, splits_meant
 from agritransfer.data.readers.label_studio import (
     is_flat_export,
     is_label_studio,
     labels_of_export,
     labels_of_tasks,
 )
-from agritransfer.data.readers.metadata import Columns, labels_of_metadata, read_metadata
+from agritransfer.data.readers.metadata import labels_of_metadata, read_metadata
 from agritransfer.data.readers.photo_names import PhotoNames, names_beside
 from agritransfer.data.readers.roboflow import labels_of_roboflow
-from agritransfer.data.readers.source import SPLIT_NAMES, Photo, PhotoFiles, Source, TableLabels
+from agritransfer.data.readers.source import Columns, Photo, PhotoFiles, Source, TableLabels
 from agritransfer.data.readers.table import TABLE_SUFFIXES, is_one_line, read_text
 from agritransfer.data.readers.walk import FoundFiles, find_files
 from agritransfer.errors import DataError, UsageError, in_one_line
@@ -123,7 +124,7 @@ def _label_file(path: Path, name: str, chosen: Columns) -> LabelFile | None:
     if path.suffix.lower() != ".json":
         if not is_flat_export(re.findall(r"\w+", head.partition("\n")[0])):
             return None
-        read = partial(labels_of_export, path, chosen.file, chosen.label)
+        read = partial(labels_of_export, path, chosen.image, chosen.label)
         return LabelFile(name, "label studio", read)
     if not re.match(r'\s*\{\s*"(info|licenses|images|annotations|categories|type)"', head) and not (
         re.match(r"\s*\[\s*\{", head) and re.search(r'"(data|annotations|annotation_id)"', head)
@@ -133,7 +134,7 @@ def _label_file(path: Path, name: str, chosen: Columns) -> LabelFile | None:
     if is_coco(document):
         return LabelFile(name, "coco", partial(labels_of_coco, path, base, document))
     if is_label_studio(document):
-        return LabelFile(name, "label studio", partial(labels_of_tasks, path, document, chosen.file, chosen.label))
+        return LabelFile(name, "label studio", partial(labels_of_tasks, path, document, chosen.image, chosen.label))
     return None
 
 
@@ -206,9 +207,8 @@ def _refuse_hidden_splits(rows: list[dict[str, str]], where: Path) -> None:
     folders = sorted({folder for row in rows for folder in row["file"].split("/")[:-1]})
     meant = {}
     for folder in folders:
-        for word in re.findall("[a-z]+", folder.lower()):
-            if word in SPLIT_NAMES:
-                meant.setdefault(SPLIT_NAMES[word], folder)
+        if splits := splits_meant(folder):
+            meant.setdefault(splits[0], folder)
     if len(meant) > 1:
         raise DataError(
             f"'{where}' has photos in folders that look like splits, {listed(list(meant.values()))}, and no splits in "
@@ -217,5 +217,4 @@ def _refuse_hidden_splits(rows: list[dict[str, str]], where: Path) -> None:
 
 
 def _split_of_folder(name: str) -> str:
-    folders = (folder.strip().lower() for folder in name.split("/")[:-1])
-    return next((SPLIT_NAMES[folder] for folder in folders if folder in SPLIT_NAMES), "")
+    return next(filter(None, map(split_named, name.split("/")[:-1])), "")

@@ -8,22 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agritransfer.data.readers.photo_names import PhotoNames, refuse_missing, refuse_repeated
-from agritransfer.data.readers.source import SPLIT_NAMES, TableLabels
+from agritransfer.data.readers.source import SPLIT_NAMES, Columns, TableLabels
 from agritransfer.data.readers.table import Row, read_rows
 from agritransfer.errors import DataError, UsageError
 from agritransfer.wording import counted
 
 # Texts that some programs write for a missing value. A class may have such a name, so the photos stay and are noted.
 MISSING_VALUES = {"na", "n/a", "nan", "none", "null", "<na>"}
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns that the user named with flags; None where the usual name is meant."""
-
-    file: str | None = None
-    label: str | None = None
-    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +37,10 @@ def read_metadata(path: Path, chosen: Columns) -> Metadata:
     """Read a metadata table and find its columns; raises `UsageError` if the user must name one."""
     columns, rows = read_rows(path)
     by_name = {column.casefold().replace(" ", "_"): column for column in reversed(columns)}
-    for flag, column in (("image", chosen.file), ("label", chosen.label), ("group", chosen.group)):
+    for flag, column in (("image", chosen.image), ("label", chosen.label), ("group", chosen.group)):
         if column is not None and column not in columns:
             raise UsageError(f"'{path}' has no column '{column}' for --{flag}_column_name; it has {columns}")
-    file, split = chosen.file or by_name.get("file_name", ""), by_name.get("split", "")
+    file, split = chosen.image or by_name.get("file_name", ""), by_name.get("split", "")
     group = chosen.group or by_name.get("group", "")
     # pandas writes the index of a table as a column of this name.
     others = [each for each in columns if each not in ("", file, split, group, "__index_level_0__")]

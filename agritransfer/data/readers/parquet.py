@@ -29,7 +29,7 @@ from agritransfer.data.readers.image_table import Table, image_candidates, sourc
 from agritransfer.data.readers.kind import files_in
 from agritransfer.data.readers.labels import names_of
 from agritransfer.data.readers.reading_errors import table_errors
-from agritransfer.data.readers.source import Source
+from agritransfer.data.readers.source import Columns, Source
 from agritransfer.errors import DataError, in_one_line
 
 
@@ -37,9 +37,7 @@ def read_parquet_folder(
     name: str,
     folder: Path,
     config: str | None,
-    image_column: str | None,
-    label_column: str | None,
-    group_column: str | None,
+    columns: Columns,
     files: Sequence[str] | None = None,
 ) -> Source:
     """The photos of a folder of parquet files; `files` are all files of its repository where not all are there."""
@@ -60,7 +58,7 @@ def read_parquet_folder(
     refuse_missing_shards(name, [table.file for table in tables])
     refuse_split_by_chance(name, {split: [shown(file, root) for file in of] for split, of in of_split.items()}, unused)
     rows = _rows_of_readable(name, unused, root)
-    source = source_of_tables(name, tables, partial(images_of_parquet, root), image_column, label_column, group_column)
+    source = source_of_tables(name, tables, partial(images_of_parquet, root), columns)
     not_read = "in no split" if config is None else f"in no split of '{config}'"
     left_out = left_out_files(sorted({*(files or files_in(folder))} - used), rows, not_read)
     return replace(source, left_out=(*source.left_out, *left_out))
@@ -75,14 +73,12 @@ def _rows_of_readable(name: str, files: Sequence[str], root: str) -> dict[str, i
     return rows
 
 
-def read_parquet_file(
-    path: Path, image_column: str | None, label_column: str | None, group_column: str | None
-) -> Source:
+def read_parquet_file(path: Path, columns: Columns) -> Source:
     """The photos of a single parquet file."""
     root = str(path.resolve().parent)
     tables = parquet_tables(str(path), {"train": [f"{root}/{path.name}"]}, root, None)
     images_of = partial(images_of_parquet, root)
-    return source_of_tables(str(path), tables, images_of, image_column, label_column, group_column)
+    return source_of_tables(str(path), tables, images_of, columns)
 
 
 def holds_images(path: Path) -> bool:

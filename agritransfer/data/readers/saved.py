@@ -14,7 +14,7 @@ from agritransfer.data.readers.data_files import left_out_files
 from agritransfer.data.readers.image_table import Table, source_of_tables
 from agritransfer.data.readers.kind import files_in
 from agritransfer.data.readers.reading_errors import table_errors
-from agritransfer.data.readers.source import Source
+from agritransfer.data.readers.source import Columns, Source
 from agritransfer.errors import DataError, in_one_line
 
 # What `save_to_disk` writes beside the tables.
@@ -24,9 +24,7 @@ DESCRIPTIONS = ("state.json", "dataset_info.json", "dataset_dict.json")
 def read_saved(
     name: str,
     folder: Path,
-    image_column: str | None,
-    label_column: str | None,
-    group_column: str | None,
+    columns: Columns,
     files: Sequence[str] | None = None,
 ) -> Source:
     """The photos of a saved `Dataset` or `DatasetDict`; `files` are all files of its repository."""
@@ -35,7 +33,7 @@ def read_saved(
         loaded = datasets.load_from_disk(str(folder))
     if isinstance(loaded, datasets.Dataset):
         loaded = datasets.DatasetDict({"train": loaded})
-    source = source_of_datasets(name, loaded, image_column, label_column, group_column)
+    source = source_of_datasets(name, loaded, columns)
     others = [file for file in files or files_in(folder) if file not in used and Path(file).name not in DESCRIPTIONS]
     return replace(source, left_out=(*source.left_out, *left_out_files(others, {}, "not saved with it")))
 
@@ -43,9 +41,7 @@ def read_saved(
 def source_of_datasets(
     name: str,
     loaded: datasets.DatasetDict,
-    image_column: str | None,
-    label_column: str | None,
-    group_column: str | None,
+    columns: Columns,
 ) -> Source:
     """The photos of a loaded dataset with one table per split."""
     tables = [
@@ -53,7 +49,7 @@ def source_of_datasets(
         for split, table in loaded.items()
     ]
     images_of = partial(_images_of, loaded)
-    return source_of_tables(name, tables, images_of, image_column, label_column, group_column)
+    return source_of_tables(name, tables, images_of, columns)
 
 
 def _column(table: datasets.Dataset, column: str) -> list[Any]:

@@ -29,6 +29,15 @@ class Photo:
     group: str = ""
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of photos, labels and groups that the user named with flags; None where the usual one is meant."""
+
+    image: str | None = None
+    label: str | None = None
+    group: str | None = None
+
+
 class PhotoFiles(Sequence):
     """The image files of a folder, row by row as an undecoded `datasets.Dataset` gives them, without that library."""
 
