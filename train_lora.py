@@ -52,6 +52,8 @@ def main(data_args, model_args, lora_args, training_args):
         run.end_stage("pixels")
 
         # Training: resumes from the last complete checkpoint, if any
+        if lora_args.head_first:
+            training.begin_with_solved_head(trainer, splits.dataset("train", processor, store))
         training.train(run, trainer, splits, store)
         run.end_stage("training", trainer.times.line())
 

@@ -129,8 +129,9 @@ class DataArguments:
     early_stopping_patience: int | None = _flag(
         "training and evaluation",
         None,
-        "Stop training after N evaluations without a better validation score.",
-        allowed=COUNT,
+        "Stop training after N evaluations without a better validation score; 0: never. By default 5 if validation "
+        "runs once per epoch and the best weights are kept.",
+        allowed=Range(least=0),
     )
     target_error: float = _flag(
         "training and evaluation",
@@ -203,6 +204,16 @@ class ModelArguments:
     model_revision: str | None = _flag("model", None, "Branch, tag or commit of a Hub model.")
 
 
+def _head_first() -> Any:
+    return _flag(
+        "training and evaluation",
+        True,
+        "Fit the head on the frozen features first, then train from there (LP-FT). This is the default, except with "
+        "--streaming.",
+        no_help="Start from a random head.",
+    )
+
+
 @dataclass
 class FinetuneArguments:
     """Which pretrained weights are trained, and how fast."""
@@ -214,11 +225,7 @@ class FinetuneArguments:
         "regression on the frozen features unless --augmentation is given without --cached_views. N: train the last N "
         "blocks and the head.",
     )
-    head_first: bool = _flag(
-        "training and evaluation",
-        False,
-        "Fit the head on the frozen features first, then fine-tune from there (LP-FT).",
-    )
+    head_first: bool = _head_first()
     layer_decay: float = _flag(
         "training and evaluation",
         1.0,
@@ -229,7 +236,7 @@ class FinetuneArguments:
     head_learning_rate: float | None = _flag(
         "training and evaluation",
         None,
-        "Learning rate of the head. By default 10 times --learning_rate; with --head_first, --learning_rate itself.",
+        "Learning rate of the head. By default --learning_rate itself; with --no_head_first, 10 times as much.",
         allowed=Range(above=0),
     )
 
@@ -254,6 +261,7 @@ class FinetuneArguments:
 class LoraArguments:
     """The low-rank adapters."""
 
+    head_first: bool = _head_first()
     lora_r: int = _flag("training and evaluation", 16, "Rank of the adapters.", allowed=Range(least=1, most=4096))
     lora_alpha: int = _flag(
         "training and evaluation", 32, "Scaling of the adapters; usually one or two times the rank.", allowed=COUNT

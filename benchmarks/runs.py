@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from agritransfer.data.dataset import SPLITS, load_splits
+from agritransfer.data.dataset import SPLITS, Splits, load_splits
 from benchmarks.photos import SIZES, generated, photos_below
 from benchmarks.timing import ROOT, Ratio, compare, parser, take_turns
 
@@ -101,11 +101,15 @@ def split_folder(parent: Path, source: Path) -> Path:
     if any((source / split).is_dir() for split in SPLITS):
         return source.absolute()
     folder = parent.absolute() / f"split-{source.name}"
-    if not folder.exists():
-        for photo in load_splits(str(source)).photos:
-            target = folder / photo.split / photo.label / Path(photo.file).name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / photo.file, target)
+    return folder if folder.exists() else copy_splits(load_splits(str(source)), source, folder)
+
+
+def copy_splits(splits: Splits, source: Path, folder: Path) -> Path:
+    """Copy the photos of a source into `train/ validation/ test/` of the folder, and return it."""
+    for photo in splits.photos:
+        target = folder / photo.split / photo.label / Path(photo.file).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / photo.file, target)
     return folder
 
 
@@ -116,9 +120,17 @@ def count_photos(folder: Path) -> dict[str, int]:
 
 def answers(run: Path, split: str) -> dict[str, bool]:
     """Whether each photo of a split was classified correctly in a run of ours, by file."""
+    return {row["file"]: row["label"] == row["predicted"] for row in _predictions(run, split)}
+
+
+def labels_given(run: Path, split: str) -> dict[str, str]:
+    """The label that a run of ours gave to each photo of a split, by file."""
+    return {row["file"]: row["predicted"] for row in _predictions(run, split)}
+
+
+def _predictions(run: Path, split: str) -> list[dict[str, str]]:
     with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split]
-    return {row["file"]: row["label"] == row["predicted"] for row in rows}
+        return [row for row in csv.DictReader(file) if row["split"] == split]
 
 
 def race(

@@ -20,10 +20,14 @@ from agritransfer.errors import UsageError
 from agritransfer.ranges import check_numbers
 from agritransfer.runtime.flag_checks import (
     CHECKS,
+    EPOCHS_BY_PHOTOS,
     check_device,
     check_solved_head,
     check_words,
     choose_augmentation,
+    choose_epochs,
+    choose_patience,
+    choose_start,
     flag_names,
     point_scheduler,
     repeated_flags,
@@ -176,6 +180,9 @@ def _finish(given: set[str], data: Any, *others: Any) -> None:
     """Set what follows from other arguments, and what must never differ."""
     *_, strategy, training = others
     choose_augmentation(data, strategy)
+    choose_start(data, strategy)
+    choose_epochs(given, training)
+    choose_patience(data, training)
     check_solved_head(given, data, strategy, training)
     point_scheduler(training)
     check_device(training)
@@ -194,11 +201,11 @@ def _build_parser(argument_classes: Sequence[type], story: str, defaults: dict[s
     parser = FlagParser(argument_classes, description=story)
     # An error repeats the usage, which is one line rather than thirty.
     parser.usage = "%(prog)s [--flag VALUE ...]   (--help lists the flags)"
-    named = ("learning_rate", "num_train_epochs", "per_device_train_batch_size")
+    named = ("learning_rate", "per_device_train_batch_size")
     shown = ", ".join(f"--{name} {defaults[name]:g}" for name in named)
     parser.epilog = (
-        f"The flags of transformers.TrainingArguments are accepted as well; defaults here: {shown}. "
-        "--help_all lists them all."
+        f"The flags of transformers.TrainingArguments are accepted as well; defaults here: {shown}, and as many "
+        "--num_train_epochs as the number of photos asks for. --help_all lists them all."
     )
     return parser
 
@@ -247,4 +254,6 @@ def settings_line(*parsed: Any) -> str:
         shown |= {name: value for name, value in told.items() if value != defaults[name]}
     for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "seed", "output_dir"):
         shown[name] = getattr(training, name)
+    if training.num_train_epochs == EPOCHS_BY_PHOTOS:
+        del shown["num_train_epochs"]
     return "settings: " + " ".join(f"{name}={value}" for name, value in shown.items())

@@ -28,6 +28,10 @@ NOT_STREAMED = {
 }
 JSON_FLAGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "early_stop", "debug")
+# The value of `num_train_epochs` until the photos are known; nobody can ask for it.
+EPOCHS_BY_PHOTOS = 0
+# Evaluations without a better score after which training ends by default.
+PATIENCE = 5
 # Schedulers that follow the validation score, and those that take no options.
 FOLLOWING, PLAIN = ("reduce_lr_on_plateau", "greedy"), ("constant", "constant_with_warmup")
 
@@ -105,7 +109,7 @@ def check_layers(given: set[str], chosen: Namespace) -> None:
             raise UsageError(f"--{name} {layers} is invalid; use {', '.join(words)}, or a number of blocks such as 4")
     if values.get("train_layers") != "head":
         return
-    if chosen.head_first:
+    if "head_first" in given:
         raise UsageError("--train_layers head includes --head_first; remove one of them")
     if "layer_decay" in given:
         raise UsageError("--layer_decay has no effect with --train_layers head, which trains one layer; remove one")
@@ -114,7 +118,7 @@ def check_layers(given: set[str], chosen: Namespace) -> None:
 def check_strategies(given: set[str], chosen: Namespace) -> None:
     """What needs validation scores has them, and the best weights are saved when they are scored."""
     scored, saved = chosen.eval_strategy, chosen.save_strategy
-    if scored == "no" and chosen.early_stopping_patience is not None:
+    if scored == "no" and chosen.early_stopping_patience:
         raise UsageError("--early_stopping_patience needs a validation score; remove it or --eval_strategy no")
     if scored == "no" and chosen.lr_scheduler_type in FOLLOWING:
         raise UsageError(
@@ -171,6 +175,24 @@ def choose_augmentation(data: DataArguments, strategy: Any) -> None:
     if data.augmentation is None:
         solved = strategy.strategy == "head" and data.cached_views is None and not data.streaming
         data.augmentation = "none" if solved else "light"
+
+
+def choose_start(data: DataArguments, strategy: Any) -> None:
+    """No fitted head to start from, if the train photos are a stream or the head is all that is trained."""
+    if strategy.strategy == "head" or (data.streaming and strategy.strategy != "scratch"):
+        strategy.head_first = False
+
+
+def choose_epochs(given: set[str], training: Any) -> None:
+    """Leave the epochs to the number of photos, unless they or the steps are given."""
+    if not given & {"num_train_epochs", "max_steps"}:
+        training.num_train_epochs = EPOCHS_BY_PHOTOS
+
+
+def choose_patience(data: DataArguments, training: Any) -> None:
+    """Set the default of early stopping, which needs a validation score per epoch and the best weights."""
+    if data.early_stopping_patience is None and training.eval_strategy == "epoch" and training.load_best_model_at_end:
+        data.early_stopping_patience = PATIENCE
 
 
 def check_solved_head(given: set[str], data: DataArguments, strategy: Any, training: Any) -> None:

@@ -39,6 +39,7 @@ from agritransfer.models.loading import load_classifier
 from agritransfer.runtime.command_line import settings_line
 from agritransfer.runtime.process import prepare_process, say
 from agritransfer.runtime.profiling import PeakMemory
+from agritransfer.training.learning_curve import still_rising
 from agritransfer.training.preemption import broken_in, preemptible
 from agritransfer.training.run_folder import check_folder, reserve_folder, write_status
 from agritransfer.training.trainer import ImageTrainer
@@ -301,6 +302,8 @@ def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMe
         # The validation score that chose this step; None for the last step of a run that chose none.
         "chosen_by": chosen_by,
         "penalty": penalties.get(best_step),
+        # Whether more epochs would probably have helped.
+        "still_rising": still_rising(state.log_history),
         "seconds": round(seconds, 1),
         "images_per_second": round(photos / seconds, 2),
         "peak_memory_bytes": memory.highest(on_gpu),

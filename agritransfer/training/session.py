@@ -9,8 +9,11 @@ from agritransfer.evaluation.trainer_metric import check_selection, compute_metr
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.images.preprocessing import PhotoProcessor
+from agritransfer.runtime.flag_checks import EPOCHS_BY_PHOTOS
 from agritransfer.runtime.process import say
+from agritransfer.strategies import default_epochs
 from agritransfer.training.activation_cache import frozen_prefix
+from agritransfer.training.learning_curve import say_whether_rising
 from agritransfer.training.losses import class_weights
 from agritransfer.training.resume import checkpoint_to_resume, run_settings
 from agritransfer.training.run import Run
@@ -31,6 +34,9 @@ def build_trainer(
     data_args = run.data_args
     check_selection(run.training_args, len(splits.labels))
     check_checkpointing(run.training_args, model)
+    if run.training_args.num_train_epochs == EPOCHS_BY_PHOTOS:
+        photos = None if splits.stream else len(splits.of("train"))
+        run.training_args.num_train_epochs = default_epochs(run.strategy, photos)
     train_photos = splits.training_photos(processor, data_args.augmentation, store)
     validation_photos = splits.dataset("validation", processor, store)
     say(store.line())
@@ -43,7 +49,7 @@ def build_trainer(
         eval_dataset=validation_photos,
         augment=build_augmentation(data_args.augmentation, processor.image_size, len(splits.labels)),
         class_weights=class_weights(data_args.class_weights, splits.label_counts("train")),
-        early_stopping_patience=data_args.early_stopping_patience,
+        early_stopping_patience=data_args.early_stopping_patience or None,
         parameter_groups=parameter_groups,
         compute_metrics=compute_metrics,
     )
@@ -54,3 +60,4 @@ def train(run: Run, trainer: ImageTrainer, splits: Splits, store: PixelStore) ->
     views, augmentation = run.data_args.cached_views, run.data_args.augmentation
     with frozen_prefix(trainer, splits, views, augmentation, store.limit):
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args, trainer.settings))
+    say_whether_rising(trainer.state.log_history, trainer.state.num_train_epochs)

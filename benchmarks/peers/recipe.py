@@ -6,7 +6,8 @@ It uses imagefolder, set_transform with torchvision (random resized crop, flip, 
 a timm model, the Trainer and accuracy. FOLDER contains train/ validation/ test/. The defaults are the learning rate,
 epochs and batches of the guide (5e-5, 3, 16, four batches per step); the other flags are the Trainer's. A user of the
 recipe would add `--train_layers` and `--image_size` to the code. `evaluate.load("accuracy")` queries the Hub in each
-run, so accuracy is computed here. The scores and their times are written to RUN/scores.json.
+run, so accuracy is computed here. The scores with their times, and the answer for each test photo and each photo of
+`--field_dir`, are written to RUN/scores.json.
 """
 
 import json
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, Image, load_dataset
 from torch.utils.data import DataLoader
 from torchvision.transforms import (
     CenterCrop,
@@ -66,6 +67,7 @@ class RecipeArguments:
     model_name_or_path: str
     train_layers: str = "all"
     image_size: int | None = None
+    field_dir: str | None = None
 
 
 def load_photos(folder: Path) -> DatasetDict:
@@ -135,6 +137,15 @@ def batches(
     return trainer.get_train_dataloader()
 
 
+def answers(trainer: Trainer, photos: Dataset, folder: Path) -> dict[str, str]:
+    """The predicted label of each photo, by its file in the folder."""
+    labels = trainer.model.config.id2label
+    found = trainer.predict(photos).predictions.argmax(-1)
+    files = photos.with_format(None).cast_column("image", Image(decode=False))["image"]
+    names = (Path(file["path"]).relative_to(folder.absolute()).as_posix() for file in files)
+    return {name: labels[int(label)] for name, label in zip(names, found, strict=True)}
+
+
 class Clock(TrainerCallback):
     """Records when each validation score was known, in seconds since `started` (of `time.time`)."""
 
@@ -188,6 +199,11 @@ def main() -> None:
     trainer.save_model()
     test = trainer.predict(photos["test"]).metrics["test_accuracy"]
     scores = {"validation": clock.scores, "test": test, "seconds": time.time() - started}
+    scores["answers"] = {"test": answers(trainer, photos["test"], Path(ours.data_dir))}
+    if ours.field_dir is not None:
+        field = load_dataset("imagefolder", data_files=f"{Path(ours.field_dir).absolute()}/**", drop_labels=False)
+        field["train"].set_transform(applied(evaluation))
+        scores["answers"]["shift"] = answers(trainer, field["train"], Path(ours.field_dir))
     (Path(args.output_dir) / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 

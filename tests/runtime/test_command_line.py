@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from agritransfer.arguments import FinetuneArguments, LoraArguments, ScratchArguments
 from agritransfer.runtime.command_line import GROUPS, parse_args, settings_line
+from agritransfer.runtime.flag_checks import EPOCHS_BY_PHOTOS, PATIENCE
 from agritransfer.runtime.trainer_flags import REPLACED
 
 
@@ -36,9 +37,49 @@ def test_each_strategy_has_a_learning_rate_of_its_own_and_prints_it(classes, fla
 
 
 def test_a_new_head_learns_ten_times_faster_than_the_pretrained_layers_unless_told_or_solved():
-    told = [{}, {"train_layers": "head"}, {"head_first": True}, {"head_learning_rate": 0.5}]
-    told += [{"head_first": True, "head_learning_rate": 0.5}]
+    told = [{"head_first": False}, {"train_layers": "head"}, {}, {"head_learning_rate": 0.5}]
+    told += [{"head_first": False, "head_learning_rate": 0.5}]
     assert [FinetuneArguments(**flags).head_rate(1e-4) for flags in told] == [1e-3, 1e-4, 1e-4, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("classes", "flags", "head_first"),
+    [
+        (FINETUNE, [], True),
+        (LORA, [], True),
+        (LORA, ["--no_head_first"], False),
+        (FINETUNE, ["--train_layers", "head"], False),
+        # The features of a stream cannot be computed beforehand.
+        (FINETUNE, ["--streaming"], False),
+        (LORA, ["--streaming"], False),
+    ],
+)
+def test_training_starts_from_a_fitted_head_where_it_can(classes, flags, head_first):
+    assert parse_args(classes, "", [*NAMED, *flags])[2].head_first is head_first
+
+
+@pytest.mark.parametrize(
+    ("flags", "patience"),
+    [
+        ([], PATIENCE),
+        (["--early_stopping_patience", "0"], 0),
+        (["--early_stopping_patience", "2"], 2),
+        (["--load_best_model_at_end", "false"], None),
+        (["--load_best_model_at_end", "false", "--eval_strategy", "no"], None),
+        (["--eval_strategy", "steps", "--eval_steps", "3", "--save_strategy", "steps", "--save_steps", "3"], None),
+    ],
+)
+def test_early_stopping_is_on_where_validation_runs_once_per_epoch_and_chooses_the_weights(flags, patience):
+    assert parse_args(FINETUNE, "", [*NAMED, *flags])[0].early_stopping_patience == patience
+
+
+@pytest.mark.parametrize(
+    ("flags", "epochs"), [([], EPOCHS_BY_PHOTOS), (["--num_train_epochs", "3"], 3), (["--max_steps", "9"], 3)]
+)
+def test_epochs_follow_from_the_photos_unless_epochs_or_steps_are_given(flags, epochs):
+    *parsed, training = parse_args(FINETUNE, "", [*NAMED, *flags])
+    assert training.num_train_epochs == epochs
+    assert ("num_train_epochs" in settings_line(*parsed, training)) == bool(epochs)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +177,7 @@ def test_help_has_groups_defaults_and_one_spelling_of_each_flag(capsys, monkeypa
     words = " ".join(shown.split())
     assert "--share_splits [true|false] Publish splits.csv" in words
     assert "--no_share_splits Do not publish splits.csv." in words
-    assert "--learning_rate 0.002, --num_train_epochs 10" in words
+    assert "--learning_rate 0.002, --per_device_train_batch_size 32, and as many --num_train_epochs as" in words
     # With all flags, the defaults of the Trainer's are those of the strategy.
     words = " ".join(help_of(capsys, SCRATCH, "--help_all").split())
     assert re.search(r"--learning_rate X [^(]*\(default: 0\.001\)", words)

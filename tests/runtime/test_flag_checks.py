@@ -27,7 +27,7 @@ OURS = {
     "image_size": ("0", "-16", "100000"),
     "cached_views": ("0", "-1"),
     "pixel_store_gb": ("0", "-1", "nan", "inf"),
-    "early_stopping_patience": ("0", "-1"),
+    "early_stopping_patience": ("-1", str(2**40)),
     "target_error": ("0", "1", "-1", "nan"),
     "shuffle_buffer": ("0", "-1"),
     "layer_decay": ("0", "-1", "1.5", "nan"),

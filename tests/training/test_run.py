@@ -132,7 +132,7 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
         *("top5_accuracy", "log_loss", "per_class", "confusion_matrix", "ece", "ece_calibrated", "answered"),
     ]
     assert list(results["training"]) == [
-        *("epochs", "steps", "best_step", "chosen_by", "penalty", "seconds", "images_per_second"),
+        *("epochs", "steps", "best_step", "chosen_by", "penalty", "still_rising", "seconds", "images_per_second"),
         *("peak_memory_bytes", "trainable_parameters", "total_parameters", "device", "num_processes"),
     ]
     nothing = {"classes": None, "classes_left_out": {}, "max_photos_per_class": None, "photos_over_limits": 0}

@@ -1,0 +1,13 @@
+"""The table of strategies."""
+
+import pytest
+
+from agritransfer.strategies import default_epochs
+
+
+@pytest.mark.parametrize(
+    ("photos", "epochs"), [(1, 20), (160, 20), (500, 20), (1000, 10), (2000, 5), (10**6, 5), (None, 5)]
+)
+def test_few_photos_get_more_epochs_and_random_weights_three_times_as_many(photos, epochs):
+    assert default_epochs("lora", photos) == default_epochs("finetune", photos) == epochs
+    assert default_epochs("scratch", photos) == 3 * epochs
