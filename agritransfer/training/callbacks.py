@@ -163,8 +163,9 @@ class ProgressLines(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = logs.get("loss", self.loss)
         if "eval_macro_f1" in logs and state.is_world_process_zero:
+            epoch = f"epoch {state.epoch:g}/{state.num_train_epochs}  loss {self.loss:.3f}"
             tqdm.write(
-                f"epoch {state.epoch:g}/{state.num_train_epochs}  loss {self.loss:.3f}  validation: "
+                f"{epoch if state.global_step else 'before training'}  validation: "
                 f"macro F1 {logs['eval_macro_f1']:.3f}, accuracy {logs['eval_accuracy']:.3f}"
             )
 

@@ -158,6 +158,8 @@ def begin_with_solved_head(trainer: ImageTrainer, train_photos: Dataset) -> None
         return
     with trainer.times.spent("features and head"):
         _solve_for(trainer, train_photos, None)
+    # The fitted head is scored as well, and kept if training makes it worse.
+    trainer.args.eval_on_start = trainer.args.load_best_model_at_end
 
 
 def _solve_for(trainer: ImageTrainer, train_photos: Dataset, views: int | None) -> SolvedHead:

@@ -291,8 +291,9 @@ def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMe
     seconds = sum(trainer.times.seconds.values())
     photos = speed["train_runtime"] * speed["train_samples_per_second"]
     on_gpu = trainer.args.device.type == "cuda"
-    chosen_by = trainer.args.metric_for_best_model.removeprefix("eval_") if state.best_global_step else None
-    best_step = state.best_global_step or state.global_step
+    chosen_by = trainer.args.metric_for_best_model.removeprefix("eval_")
+    chosen_by = None if state.best_global_step is None else chosen_by
+    best_step = trainer.kept_step
     # A linear probe has penalties in place of steps.
     penalties = {entry["step"]: entry["penalty"] for entry in state.log_history if "penalty" in entry}
     return {
@@ -328,8 +329,7 @@ def _draw_figures(folder: Path, trainer: ImageTrainer, splits: Splits, logits: n
     test, temperature = results["test"], results["calibration"]["temperature"]
     title = f"Test: accuracy {test['accuracy']:.3f}, {test['n']} photos"
     draw_confusion_matrix(folder / "confusion_matrix.png", test["confusion_matrix"], splits.labels, title)
-    best_step = trainer.state.best_global_step or trainer.state.global_step
-    draw_training_curves(folder / "training_curves.png", trainer.state.log_history, best_step)
+    draw_training_curves(folder / "training_curves.png", trainer.state.log_history, trainer.kept_step)
     photos, truth = splits.of("test"), np.array(splits.label_indices("test"))
     raw, calibrated = (calibrated_probabilities(logits, t) for t in (1.0, temperature))
     draw_reliability(

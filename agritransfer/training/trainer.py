@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import send_to_device
@@ -145,7 +146,25 @@ class ImageTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.times.spent("validation"):
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
+        if self.is_in_train and self.state.global_step == 0 and self.args.load_best_model_at_end:
+            self._keep_start(metrics)
+        return metrics
+
+    def _keep_start(self, metrics: dict[str, float]) -> None:
+        """Save the weights that training starts from, which the Trainer scores but would not keep if they are best."""
+        score = metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"]
+        # With the same score, trained weights are kept: they have seen augmented photos.
+        self.state.best_metric = float(np.nextafter(score, -np.inf if self.args.greater_is_better else np.inf))
+        self.state.best_global_step = 0
+        self.state.best_model_checkpoint = os.path.join(self._get_output_dir(None), "checkpoint-0")
+        self._save_checkpoint(self.model, None)
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights are kept; 0 is the start."""
+        best = self.state.best_global_step
+        return self.state.global_step if best is None else best
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._refuse_too_few_photos()

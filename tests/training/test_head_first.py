@@ -4,6 +4,8 @@ import pytest
 import torch
 from networks import build
 from photo_trainer import trainer_of
+from small_trainer import arguments, differing, scores_in_turn, vit, weights
+from small_trainer import trainer_of as small_trainer
 
 from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.models.freezing import train_layers
@@ -36,6 +38,37 @@ def test_adapters_begin_with_the_head_that_feature_extraction_finds(kind, splits
         heads += not torch.equal(tensor, random_head[name])
     # Weight and bias of the head, and nothing else, are not those of the base model.
     assert heads == 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ((0.9, 0.1, 0.5, 0.8), 0),
+        # With the same score, the weights that were trained are kept, and the first of those.
+        ((0.8, 0.1, 0.8, 0.8), 4),
+        ((0.1, 0.2, 0.3, 0.4), 6),
+    ],
+)
+def test_the_start_is_kept_if_training_makes_it_worse(scores, kept, tmp_path):
+    args = arguments(tmp_path, eval_on_start=True, load_best_model_at_end=True, save_total_limit=1)
+    model = vit()
+    start = weights(model)
+    trainer = small_trainer(model, args, compute_metrics=scores_in_turn(*scores))
+    trainer.train()
+    assert trainer.kept_step == kept
+    assert (differing(start, weights(model)) == set()) is (kept == 0)
+    saved = type(model).from_pretrained(tmp_path / f"checkpoints/checkpoint-{kept}")
+    assert not differing(weights(saved), weights(model))
+
+
+def test_a_loss_that_rises_from_the_start_keeps_the_start_too(tmp_path):
+    flags = {"metric_for_best_model": "eval_loss", "greater_is_better": False, "learning_rate": 1.0}
+    args = arguments(tmp_path, eval_on_start=True, load_best_model_at_end=True, lr_scheduler_type="constant", **flags)
+    trainer = small_trainer(vit(), args)
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 4 and min(losses) == losses[0]
+    assert trainer.kept_step == 0
 
 
 def curve(*scores: float) -> list[dict]:
