@@ -79,6 +79,16 @@ def default_epochs(strategy: str, photos: int | None) -> int:
     return min(max(wanted, FEWEST_EPOCHS), MOST_EPOCHS) * STRATEGIES[strategy].epoch_factor
 
 
+# Photos per step and process, and below how many train photos: few photos in large batches would be few steps.
+BATCH_SIZES = {8: 500, 16: 3200}
+LARGEST_BATCH = 32
+
+
+def default_batch_size(photos: int | None) -> int:
+    """The photos per step and process for this number of train photos; None is a stream, which has many."""
+    return next((size for size, below in BATCH_SIZES.items() if photos and photos < below), LARGEST_BATCH)
+
+
 # The scripts by their names in the command `agritransfer`: finetune, lora, scratch.
 SCRIPTS = {
     strategy.script.removeprefix("train_").removesuffix(".py"): strategy.script for strategy in STRATEGIES.values()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agritransfer.strategies import default_epochs
+from agritransfer.strategies import default_batch_size, default_epochs
 
 
 @pytest.mark.parametrize(
@@ -11,3 +11,12 @@ from agritransfer.strategies import default_epochs
 def test_few_photos_get_more_epochs_and_random_weights_three_times_as_many(photos, epochs):
     assert default_epochs("lora", photos) == default_epochs("finetune", photos) == epochs
     assert default_epochs("scratch", photos) == 3 * epochs
+
+
+@pytest.mark.parametrize(
+    ("photos", "size"), [(1, 8), (499, 8), (500, 16), (3199, 16), (3200, 32), (10**6, 32), (None, 32)]
+)
+def test_few_photos_get_small_batches(photos, size):
+    assert default_batch_size(photos) == size
+    # Enough steps for the head and the backbone to move.
+    assert photos is None or photos < 100 or photos * default_epochs("lora", photos) / size >= 250

@@ -19,16 +19,16 @@ from agritransfer.arguments import ModelArguments
 from agritransfer.errors import UsageError
 from agritransfer.ranges import check_numbers
 from agritransfer.runtime.flag_checks import (
+    BY_PHOTOS,
     CHECKS,
-    EPOCHS_BY_PHOTOS,
     check_device,
     check_solved_head,
     check_words,
     choose_augmentation,
-    choose_epochs,
     choose_patience,
     choose_start,
     flag_names,
+    leave_to_photos,
     point_scheduler,
     repeated_flags,
 )
@@ -40,7 +40,6 @@ from agritransfer.strategies import STRATEGIES
 
 # Defaults of every strategy; each can be overridden on the command line or in a recipe.
 SHARED_DEFAULTS = {
-    "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
     "weight_decay": 0.05,
     "warmup_steps": 0.1,
@@ -181,7 +180,7 @@ def _finish(given: set[str], data: Any, *others: Any) -> None:
     *_, strategy, training = others
     choose_augmentation(data, strategy)
     choose_start(data, strategy)
-    choose_epochs(given, training)
+    leave_to_photos(given, training)
     choose_patience(data, training)
     check_solved_head(given, data, strategy, training)
     point_scheduler(training)
@@ -201,11 +200,10 @@ def _build_parser(argument_classes: Sequence[type], story: str, defaults: dict[s
     parser = FlagParser(argument_classes, description=story)
     # An error repeats the usage, which is one line rather than thirty.
     parser.usage = "%(prog)s [--flag VALUE ...]   (--help lists the flags)"
-    named = ("learning_rate", "per_device_train_batch_size")
-    shown = ", ".join(f"--{name} {defaults[name]:g}" for name in named)
     parser.epilog = (
-        f"The flags of transformers.TrainingArguments are accepted as well; defaults here: {shown}, and as many "
-        "--num_train_epochs as the number of photos asks for. --help_all lists them all."
+        "The flags of transformers.TrainingArguments are accepted as well; defaults here: --learning_rate "
+        f"{defaults['learning_rate']:g}, --num_train_epochs and --per_device_train_batch_size by the number of photos. "
+        "--help_all lists them all."
     )
     return parser
 
@@ -254,6 +252,8 @@ def settings_line(*parsed: Any) -> str:
         shown |= {name: value for name, value in told.items() if value != defaults[name]}
     for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "seed", "output_dir"):
         shown[name] = getattr(training, name)
-    if training.num_train_epochs == EPOCHS_BY_PHOTOS:
-        del shown["num_train_epochs"]
+    for name in ("num_train_epochs", "per_device_train_batch_size"):
+        if shown[name] == BY_PHOTOS:
+            # Printed once the photos have been counted.
+            del shown[name]
     return "settings: " + " ".join(f"{name}={value}" for name, value in shown.items())

@@ -28,8 +28,8 @@ NOT_STREAMED = {
 }
 JSON_FLAGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "early_stop", "debug")
-# The value of `num_train_epochs` until the photos are known; nobody can ask for it.
-EPOCHS_BY_PHOTOS = 0
+# The value of epochs and batch size until the photos are known; nobody can ask for it.
+BY_PHOTOS = 0
 # Evaluations without a better score after which training ends by default.
 PATIENCE = 5
 # Schedulers that follow the validation score, and those that take no options.
@@ -183,10 +183,12 @@ def choose_start(data: DataArguments, strategy: Any) -> None:
         strategy.head_first = False
 
 
-def choose_epochs(given: set[str], training: Any) -> None:
-    """Leave the epochs to the number of photos, unless they or the steps are given."""
+def leave_to_photos(given: set[str], training: Any) -> None:
+    """Let the number of photos decide the epochs and the batch size that are not given."""
     if not given & {"num_train_epochs", "max_steps"}:
-        training.num_train_epochs = EPOCHS_BY_PHOTOS
+        training.num_train_epochs = BY_PHOTOS
+    if "per_device_train_batch_size" not in given:
+        training.per_device_train_batch_size = BY_PHOTOS
 
 
 def choose_patience(data: DataArguments, training: Any) -> None:

@@ -9,9 +9,9 @@ from agritransfer.evaluation.trainer_metric import check_selection, compute_metr
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.images.preprocessing import PhotoProcessor
-from agritransfer.runtime.flag_checks import EPOCHS_BY_PHOTOS
+from agritransfer.runtime.flag_checks import BY_PHOTOS
 from agritransfer.runtime.process import say
-from agritransfer.strategies import default_epochs
+from agritransfer.strategies import default_batch_size, default_epochs
 from agritransfer.training.activation_cache import frozen_prefix
 from agritransfer.training.learning_curve import say_whether_rising
 from agritransfer.training.losses import class_weights
@@ -34,9 +34,7 @@ def build_trainer(
     data_args = run.data_args
     check_selection(run.training_args, len(splits.labels))
     check_checkpointing(run.training_args, model)
-    if run.training_args.num_train_epochs == EPOCHS_BY_PHOTOS:
-        photos = None if splits.stream else len(splits.of("train"))
-        run.training_args.num_train_epochs = default_epochs(run.strategy, photos)
+    _fit_to_photos(run, None if splits.stream else len(splits.of("train")))
     train_photos = splits.training_photos(processor, data_args.augmentation, store)
     validation_photos = splits.dataset("validation", processor, store)
     say(store.line())
@@ -53,6 +51,19 @@ def build_trainer(
         parameter_groups=parameter_groups,
         compute_metrics=compute_metrics,
     )
+
+
+def _fit_to_photos(run: Run, photos: int | None) -> None:
+    """Set the epochs and the batch size that the number of train photos decides; None is a stream, which has many."""
+    args, chosen = run.training_args, []
+    if args.num_train_epochs == BY_PHOTOS:
+        args.num_train_epochs = default_epochs(run.strategy, photos)
+        chosen.append(f"num_train_epochs={args.num_train_epochs}")
+    if args.per_device_train_batch_size == BY_PHOTOS:
+        args.per_device_train_batch_size = default_batch_size(photos)
+        chosen.append(f"per_device_train_batch_size={args.per_device_train_batch_size}")
+    if chosen:
+        say(f"settings by the number of train photos: {' '.join(chosen)}")
 
 
 def train(run: Run, trainer: ImageTrainer, splits: Splits, store: PixelStore) -> None:

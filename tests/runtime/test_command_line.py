@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from agritransfer.arguments import FinetuneArguments, LoraArguments, ScratchArguments
 from agritransfer.runtime.command_line import GROUPS, parse_args, settings_line
-from agritransfer.runtime.flag_checks import EPOCHS_BY_PHOTOS, PATIENCE
+from agritransfer.runtime.flag_checks import BY_PHOTOS, PATIENCE
 from agritransfer.runtime.trainer_flags import REPLACED
 
 
@@ -18,7 +18,7 @@ def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_default(tmp_path):
     *_, training = parse_args(FINETUNE, "", ["--recipe", recipe, "--num_train_epochs", "2", "--use_cpu"])
     assert training.learning_rate == 3e-4
     assert training.num_train_epochs == 2
-    assert training.per_device_train_batch_size == 32
+    assert training.per_device_eval_batch_size == 64
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,18 @@ def test_early_stopping_is_on_where_validation_runs_once_per_epoch_and_chooses_t
 
 
 @pytest.mark.parametrize(
-    ("flags", "epochs"), [([], EPOCHS_BY_PHOTOS), (["--num_train_epochs", "3"], 3), (["--max_steps", "9"], 3)]
+    ("flags", "epochs", "batch"),
+    [
+        ([], BY_PHOTOS, BY_PHOTOS),
+        (["--num_train_epochs", "3"], 3, BY_PHOTOS),
+        (["--max_steps", "9", "--per_device_train_batch_size", "4"], 3, 4),
+    ],
 )
-def test_epochs_follow_from_the_photos_unless_epochs_or_steps_are_given(flags, epochs):
+def test_epochs_and_batches_follow_from_the_photos_unless_they_are_given(flags, epochs, batch):
     *parsed, training = parse_args(FINETUNE, "", [*NAMED, *flags])
-    assert training.num_train_epochs == epochs
-    assert ("num_train_epochs" in settings_line(*parsed, training)) == bool(epochs)
+    assert (training.num_train_epochs, training.per_device_train_batch_size) == (epochs, batch)
+    shown = settings_line(*parsed, training)
+    assert ("num_train_epochs" in shown, "batch_size" in shown) == (bool(epochs), bool(batch))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +183,7 @@ def test_help_has_groups_defaults_and_one_spelling_of_each_flag(capsys, monkeypa
     words = " ".join(shown.split())
     assert "--share_splits [true|false] Publish splits.csv" in words
     assert "--no_share_splits Do not publish splits.csv." in words
-    assert "--learning_rate 0.002, --per_device_train_batch_size 32, and as many --num_train_epochs as" in words
+    assert "--learning_rate 0.002, --num_train_epochs and --per_device_train_batch_size by the number" in words
     # With all flags, the defaults of the Trainer's are those of the strategy.
     words = " ".join(help_of(capsys, SCRATCH, "--help_all").split())
     assert re.search(r"--learning_rate X [^(]*\(default: 0\.001\)", words)
