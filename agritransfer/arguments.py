@@ -226,11 +226,11 @@ class FinetuneArguments:
         "blocks and the head.",
     )
     head_first: bool = _head_first()
-    layer_decay: float = _flag(
+    layer_decay: float | None = _flag(
         "training and evaluation",
-        1.0,
-        "Layer-wise learning rate decay: each block learns at this multiple of the rate of the block above it. "
-        "0.75 is usual.",
+        None,
+        "Layer-wise learning rate decay: each block learns at this multiple of the rate of the block above it; 1: all "
+        "at one rate. By default 0.75, or 1 in a network whose blocks are not found.",
         allowed=Range(above=0, most=1),
     )
     head_learning_rate: float | None = _flag(

@@ -6,13 +6,16 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from agritransfer.arguments import FinetuneArguments
-from agritransfer.models.structure import find_head, layer_depths
+from agritransfer.models.structure import find_head, has_numbered_blocks, layer_depths
 
 # The layers whose weights are matrices or filters.
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 DECAYING_LAYERS = (nn.Linear, *CONVOLUTIONS, nn.MultiheadAttention, nn.RNNBase)
 # Layers that compute position biases or embeddings: Swin V2's in transformers and timm, MaxxViT's, Twins'.
 OF_POSITIONS = re.compile(r"(^|\.)(continuous_position_bias_mlp|cpb_mlp|rel_pos|pos_block)\.")
+
+# The default of BEiT and MAE for networks of this size.
+LAYER_DECAY = 0.75
 
 
 def decaying_parameters(model: nn.Module) -> list[str]:
@@ -35,10 +38,13 @@ def parameter_groups_of(
     model: PreTrainedModel, finetune_args: FinetuneArguments, training_args: TrainingArguments
 ) -> list[dict]:
     """The optimizer groups that these flags ask for."""
+    decay = finetune_args.layer_decay
+    if decay is None:
+        decay = LAYER_DECAY if has_numbered_blocks(model) else 1.0
     return layerwise_parameter_groups(
         model,
         learning_rate=training_args.learning_rate,
-        layer_decay=finetune_args.layer_decay,
+        layer_decay=decay,
         head_learning_rate=finetune_args.head_rate(training_args.learning_rate),
         weight_decay=training_args.weight_decay,
     )

@@ -59,6 +59,11 @@ def find_blocks(model: nn.Module) -> list[str]:
     return _blocks_and_coverage(model)[0]
 
 
+def has_numbered_blocks(model: nn.Module) -> bool:
+    """Whether blocks are most of the network's body, so that they can be counted from the last."""
+    return _blocks_and_coverage(model)[1] >= COVERAGE
+
+
 def numbered_blocks(model: nn.Module) -> list[str]:
     """The blocks, to be counted from the last; raises `UsageError` where they are not most of the network's body."""
     blocks, coverage = _blocks_and_coverage(model)

@@ -20,10 +20,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from agritransfer.arguments import FinetuneArguments
 from agritransfer.errors import UsageError
 from agritransfer.models.freezing import train_layers
 from agritransfer.models.head_check import check_head
-from agritransfer.models.layer_decay import layerwise_parameter_groups
+from agritransfer.models.layer_decay import layerwise_parameter_groups, parameter_groups_of
 from agritransfer.models.structure import find_blocks, find_head, numbered_blocks
 
 
@@ -106,11 +107,17 @@ def test_blocks_that_are_a_small_part_of_the_body_cannot_be_counted():
     assert len(layerwise_parameter_groups(model, 1e-3, 1.0, 1e-2, 0.1)) == 4
     with pytest.raises(UsageError, match="without --layer_decay"):
         layerwise_parameter_groups(model, 1e-3, 0.75, 1e-2, 0.1)
+    # Without the flag, all layers get one rate.
+    args = SimpleNamespace(learning_rate=1e-3, weight_decay=0.1)
+    assert {group["lr"] for group in parameter_groups_of(model, FinetuneArguments(), args)} == {1e-3}
     train_layers(model, "head")
     with pytest.raises(UsageError, match="hold 20% of its body"):
         train_layers(model, "1")
     model["body"] = Table(3)
     assert numbered_blocks(model) == ["body.layers.0", "body.layers.1"]
+    model.requires_grad_(True)
+    rates = {group["lr"] for group in parameter_groups_of(model, FinetuneArguments(), args)}
+    assert sorted(rates) == pytest.approx([0.75**depth * 1e-3 for depth in (3, 2, 1, 0)])
 
 
 LEVIT = LevitConfig(
