@@ -39,7 +39,7 @@ def main() -> None:
         splits, field = load_shift_photos(str(args.field), splits, max_eval_samples=args.scored)
     work = args.output.absolute() / "plain_command" / title
     data = runs.copy_splits(splits, args.data, work / "photos")
-    outside = field and runs.copy_splits(field, args.field, work / "field") / "test"
+    outside = field and runs.copy_splits(field, args.field, work / "field") / "shift"
     for command in args.commands:
         for seed in range(args.seeds):
             done = work / f"{command.replace('/', '-')} seed {seed}.json"
@@ -54,7 +54,7 @@ def main() -> None:
         ]
         for command in args.commands
     }
-    truth = {"test": labels_of(splits)} | ({"shift": labels_of(field)} if field else {})
+    truth = {"test": labels_of(splits, "test")} | ({"shift": labels_of(field, "shift")} if field else {})
     table = [f"{title}, {args.seeds} seeds", "", *compared(finished, truth)]
     print("\n".join([*table, "", machine_line(facts)]))
     (args.output / f"plain_command-{title}.md").write_text("\n".join(table) + "\n", encoding="utf-8")
@@ -95,9 +95,9 @@ def answers_of(
     }
 
 
-def labels_of(splits: Splits) -> dict[str, str]:
-    """The true label of each test photo, by its file."""
-    return {f"{photo.label}/{Path(photo.file).name}": photo.label for photo in splits.of("test")}
+def labels_of(splits: Splits, split: str) -> dict[str, str]:
+    """The true label of each photo of a split, by its file."""
+    return {f"{photo.label}/{Path(photo.file).name}": photo.label for photo in splits.of(split)}
 
 
 def short(file: str) -> str:

@@ -201,9 +201,10 @@ def main() -> None:
     scores = {"validation": clock.scores, "test": test, "seconds": time.time() - started}
     scores["answers"] = {"test": answers(trainer, photos["test"], Path(ours.data_dir))}
     if ours.field_dir is not None:
-        field = load_dataset("imagefolder", data_files=f"{Path(ours.field_dir).absolute()}/**", drop_labels=False)
-        field["train"].set_transform(applied(evaluation))
-        scores["answers"]["shift"] = answers(trainer, field["train"], Path(ours.field_dir))
+        files = {"field": f"{Path(ours.field_dir).absolute()}/**"}
+        field = load_dataset("imagefolder", data_files=files, drop_labels=False)["field"]
+        field.set_transform(applied(evaluation))
+        scores["answers"]["shift"] = answers(trainer, field, Path(ours.field_dir))
     (Path(args.output_dir) / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
