@@ -1,8 +1,7 @@
 """Which resize mode suits frozen features best, on square and on elongated photos?
 
-    python -m benchmarks.resize_modes ../shared/models/efficientnet-lite0 112 --data ../shared/data/apple_lab \\
-        --field ../shared/data/apple_field
-    python -m benchmarks.resize_modes ../shared/models/efficientnet-lite0 112 --data ../shared/data/apple_lab --elongated
+    python -m benchmarks.resize_modes efficientnet-lite0 112 --data apple_lab --field apple_field
+    python -m benchmarks.resize_modes efficientnet-lite0 112 --data apple_lab --elongated
 
 A logistic regression is fitted on the frozen features, with the penalty that validation log loss chooses, and scored on
 six re-splits with groups whole. `--elongated` turns each leaf on its black background to its main axis, cuts it out and

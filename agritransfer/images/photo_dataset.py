@@ -1,8 +1,8 @@
 """How do photos become batches for the Trainer?
 
 An item consists of uint8 pixels and a label. Evaluation photos have the pixels of the image processor; training photos
-are downscaled but not cropped, so that random crops can come from the whole photo, with the aspect ratio and the padding
-that the image processor gives it.
+are downscaled but not cropped, so that random crops can come from the whole photo. Where the image processor squashes
+or pads photos to a square, training photos are squashed or padded too.
 """
 
 from collections.abc import Sequence

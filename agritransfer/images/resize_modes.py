@@ -1,8 +1,8 @@
 """How does a photo become a square, if not as the model's own image processor makes it?
 
-`squash` resizes the whole photo to the square. `letterbox` keeps its shape and fills the rest of the square with the mean
-color. `crop` cuts out the largest square in the middle. A processor that does this replaces the model's own and is saved
-with the model, so that whoever loads the model gets the same pixels.
+`squash` resizes the whole photo to the square. `letterbox` keeps its shape and fills the rest of the square with the
+mean color. `crop` cuts out the largest square in the middle. A processor that does this replaces the model's own and is
+saved with the model, so that whoever loads the model gets the same pixels.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from agritransfer.wording import counted
 
 # The names in timm, where a crop_pct of 1 leaves no margin around the crop.
 TIMM_CROP_MODES = {"squash": "squash", "letterbox": "border", "crop": "center"}
-# From this aspect ratio on, a photo counts as elongated.
-ELONGATED = 1.3
+# From this aspect ratio on, a photo counts as elongated; such photos were measured (docs/photos.md).
+ELONGATED = 1.4
 
 
 def with_resize_mode(processor: PhotoProcessor, mode: ResizeMode) -> PhotoProcessor:
@@ -78,9 +78,10 @@ def share_cut_off(processor: PhotoProcessor, width: int, height: int) -> float:
 def cut_off_line(processor: PhotoProcessor, sizes: Sequence[tuple[int, int]]) -> str | None:
     """A note on elongated photos, given (width, height) of each, of which the center crop cuts much off; else None."""
     cut = [share_cut_off(processor, *size) for size in sizes if max(size) >= ELONGATED * min(size)]
-    if not cut or not any(cut):
+    if not any(cut):
         return None
+    verb, them = ("is", "it") if len(cut) == 1 else ("are", "them")
     return (
-        f"{len(cut):,} of {counted(len(sizes), 'photo')} {'is' if len(cut) == 1 else 'are'} at least {ELONGATED} times as "
-        f"long as wide: the center crop cuts off {sum(cut) / len(cut):.0%} of them; --resize_mode squash keeps all"
+        f"{len(cut):,} of {counted(len(sizes), 'photo')} {verb} at least {ELONGATED} times as long as wide, and the "
+        f"center crop cuts off {sum(cut) / len(cut):.0%} of {them}; to use the whole photo, add --resize_mode squash"
     )

@@ -26,7 +26,7 @@ FAMILIES = {
 }
 MODES = ("squash", "letterbox", "crop")
 # Square, both orientations, strips of which a side becomes a fraction of a pixel, and sides that end in a half.
-SIZES = ((64, 64), (150, 100), (60, 300), (700, 300), (1000, 10), (7, 500), (640, 10), (640, 30))
+SIZES = ((64, 64), (150, 100), (60, 301), (700, 300), (7, 200), (640, 30))
 
 
 def rim_photo() -> Image.Image:
@@ -158,6 +158,8 @@ def test_what_the_crop_cuts_off_of_elongated_photos_is_counted():
     assert share_cut_off(with_resize_mode(own, "squash"), 100, 300) == 0
     line = cut_off_line(own, [(300, 300), (300, 100), (100, 200)])
     lost = ((1 - 0.875**2 / 3) + (1 - 0.875**2 / 2)) / 2
-    assert line.startswith(f"2 of 3 photos are at least 1.3 times as long as wide: the center crop cuts off {lost:.0%}")
+    assert line.startswith(
+        f"2 of 3 photos are at least 1.4 times as long as wide, and the center crop cuts off {lost:.0%}"
+    )
     assert cut_off_line(own, [(300, 300)]) is None and cut_off_line(own, []) is None
     assert cut_off_line(with_resize_mode(own, "letterbox"), [(300, 100)]) is None
