@@ -26,7 +26,7 @@ def main(data_args, model_args, lora_args, training_args):
         run.end_stage("photos")
 
         # Model: pretrained weights, a new head for these labels, and the matching image processor
-        model, processor, base_model = models.load_backbone(model_args, splits.labels, data_args.image_size)
+        model, processor, base_model = models.load_backbone(model_args, data_args, splits.labels)
         if data_args.download_only:
             runtime.say("downloaded; to train offline, set HF_HUB_OFFLINE=1 and remove --download_only")
             return

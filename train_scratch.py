@@ -27,7 +27,7 @@ def main(data_args, scratch_args, training_args):
 
         # Model: random weights and a matching image processor
         base_model = None
-        model, processor, architecture = models.load_untrained(scratch_args, splits.labels, data_args.image_size)
+        model, processor, architecture = models.load_untrained(scratch_args, data_args, splits.labels)
         if data_args.download_only:
             runtime.say("downloaded; to train offline, set HF_HUB_OFFLINE=1 and remove --download_only")
             return

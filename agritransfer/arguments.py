@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from agritransfer.ranges import COUNT, SEED, SHARE, Range
 
+# How a photo becomes the square that a network takes.
+ResizeMode = Literal["processor", "squash", "letterbox", "crop"]
+
 
 def _flag(group: str, default: Any, help_text: str, **options: Any) -> Any:
     """A field that becomes a flag; `group` is its heading in `--help`, `allowed` the range of its numbers."""
@@ -95,6 +98,13 @@ class DataArguments:
         "Side of the model input in pixels; model and image processor are changed together. By default, the "
         "model's own size.",
         allowed=Range(least=1, most=4096),
+    )
+    resize_mode: ResizeMode = _flag(
+        "images and speed",
+        "processor",
+        "How a photo becomes a square. processor: as the model's own image processor makes it, often a center crop. "
+        "squash: resize the whole photo. letterbox: resize its longer side and pad the rest. crop: resize its shorter "
+        "side and crop the center, without a margin. Saved with the model.",
     )
     augmentation: str | None = _flag(
         "images and speed",

@@ -38,7 +38,7 @@ class Answer:
 
     `verdict`: "answer", "not sure" (the probability of the first label is too low) or "unknown" (unlike the known
     photos). `labels`, most probable first, with calibrated `probabilities`. `evidence` (rows, columns): how much each
-    cell of the area `seen` (left, top, right, bottom, 0 to 1) contributes to the first label.
+    cell of the area `seen` (left, top, right, bottom; 0 to 1 is the photo) contributes to the first label.
     """
 
     verdict: str

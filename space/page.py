@@ -158,7 +158,7 @@ def _evidence(answer: Answer, photo: Photo, code: str) -> str:
         _data_url(heat_picture(answer.evidence), "PNG"),
     )
     frame, note = "", ""
-    if answer.seen != (0.0, 0.0, 1.0, 1.0):
+    if max(left, top) > 0:
         frame, note = " frame", f'<p class="note">{escape(texts["evidence_seen"])}</p>'
     return (
         f'<section lang="{code}"><h3>{escape(title)}</h3><figure class="evidence">'

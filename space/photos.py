@@ -189,8 +189,12 @@ def model_pixels(picture: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
 
 
 def seen_part(picture: Image.Image, recipe: dict[str, Any]) -> tuple[float, float, float, float]:
-    """The area of a picture that the model sees: left, top, right, bottom, from 0 to 1."""
-    resize, crop = recipe["resize"], recipe["crop"]
+    """The area of a picture that the model sees: left, top, right, bottom; 0 to 1 is the picture, beyond is padding."""
+    # Recipes of earlier versions have no padding.
+    resize, crop, pad = recipe["resize"], recipe["crop"], recipe.get("pad")
+    if pad is not None:
+        left, top = ((1 - max(picture.size) / side) / 2 for side in picture.size)
+        return left, top, 1 - left, 1 - top
     if crop is None:
         return 0.0, 0.0, 1.0, 1.0
     shorter = min(picture.size)

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, put_photos
+from PIL import Image, ImageDraw
 
 from benchmarks.__main__ import MEASUREMENTS
 from benchmarks.head_first import error_ratio
 from benchmarks.lab_and_field import describe, draw, mean_score, read_runs
+from benchmarks.resize_modes import cut_out, scores
 from benchmarks.runs import Run
 from benchmarks.time_to_score import reached
 from benchmarks.timing import compare, interval_of_median, table, take_turns
@@ -163,3 +165,22 @@ def test_the_lab_and_field_figure_is_drawn_from_results_with_intervals_over_phot
     (other / "results.json").write_text(json.dumps(changed))
     with pytest.raises(ValueError, match="other has no field scores; train it with --shift_dataset_name"):
         read_runs([*folders, other])
+
+
+def test_a_leaf_is_cut_out_along_its_main_axis():
+    photo = Image.new("RGB", (200, 200))
+    ImageDraw.Draw(photo).ellipse((20, 80, 180, 120), fill=(60, 140, 50))
+    for angle in (0, 30, 90, 135):
+        width, height = cut_out(photo.rotate(angle, Image.Resampling.BICUBIC)).size
+        assert abs(width - 160) <= 6 and abs(height - 40) <= 6, (angle, width, height)
+
+
+def test_features_that_tell_the_classes_apart_score_better_in_every_resplit():
+    random = np.random.default_rng(0)
+    labels = random.choice(["blight", "rust"], 100)
+    far, near = (random.normal(size=(100, 4)) + apart * (labels == "rust")[:, None] for apart in (6.0, 0.5))
+    groups = np.arange(100) // 2
+    good, poor = scores(far, labels, groups, (far, labels)), scores(near, labels, groups, None)
+    assert good.shape == poor.shape == (6, 3)
+    assert (good[:, 0] > 0.95).all() and good[:, 1].max() < poor[:, 1].min() and np.isnan(poor[:, 2]).all()
+    assert (good[:, 2] > 0.95).all()

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, put_photos
 from finished_runs import EVERY_RUN, SHORT, check_run, clean_environment, files_of, predictions_of
 from networks import timm
+from PIL import Image
 from shards import put_parquet
 from transformers import AutoConfig, TimmWrapperForImageClassification
 
@@ -59,13 +60,16 @@ def test_a_timm_run_as_base_serves_the_names_of_the_new_run(script, photos, tmp_
     config = timm("test_efficientnet")
     config.id2label = dict(enumerate(["rust", "blight", "healthy"]))
     TimmWrapperForImageClassification(config).save_pretrained(base)
-    flags = ("--dataset_name", photos, "--model_name_or_path", base, "--output_dir", run, *SHORT)
-    code, _, err = run_script(script, *flags)
+    flags = ("--dataset_name", photos, "--model_name_or_path", base, "--output_dir", run, "--resize_mode", "squash")
+    code, _, err = run_script(script, *flags, *SHORT)
     assert code == 0, err
     check_run(run, photos, "lora" if "lora" in script else "finetune")
     folders = [run, run / "adapter"] if "lora" in script else [run]
     for folder in folders:
-        assert json.loads((folder / "config.json").read_text())["label_names"] == ["blight", "healthy", "rust"]
+        config = json.loads((folder / "config.json").read_text())
+        assert config["label_names"] == ["blight", "healthy", "rust"]
+        # The resize mode is saved where timm keeps its transform.
+        assert (config["pretrained_cfg"]["crop_mode"], config["pretrained_cfg"]["crop_pct"]) == ("squash", 1.0)
     # A run that an earlier version saved with the old names: nothing is answered in silence.
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"label_names": ["rust", "blight", "healthy"]}))
@@ -88,6 +92,24 @@ def test_scratch_leaves_a_whole_run_folder_that_pipeline_serves(model_type, phot
     assert results["base_model"] is None
     assert results["training"]["trainable_parameters"] == results["training"]["total_parameters"]
     assert AutoConfig.from_pretrained(run).problem_type is None
+
+
+def test_the_resize_mode_is_saved_told_and_kept_by_the_run(tiny_vit, tmp_path, run_script):
+    photos = put_photos(tmp_path / "strips", seed=0)
+    for file in photos.rglob("*.jpg"):
+        Image.open(file).resize((80, 20)).save(file)
+    run = tmp_path / "run"
+    flags = ("--dataset_name", photos, "--model_name_or_path", tiny_vit, "--output_dir", run, *SHORT)
+    code, out, err = run_script("train_finetune.py", *flags, "--resize_mode", "crop")
+    assert code == 0, err
+    results = check_run(run, photos, "finetune")
+    assert results["input"] == {"image_size": 32, "resize_mode": "crop"}
+    assert "--resize_mode crop" in results["command"]
+    saved = json.loads((run / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "BitImageProcessor" and saved["size"] == {"shortest_edge": 32}
+    assert "36 of 36 photos are at least 1.4 times as long as wide, and the center crop cuts off 75% of them" in out
+    code, _, err = run_script("train_finetune.py", *flags, "--resize_mode", "squash")
+    assert code == 2 and "holds another finished run: --resize_mode was crop, is squash" in err
 
 
 def without_times(results: dict) -> dict:
@@ -194,6 +216,7 @@ def test_a_broken_photo_stops_the_run_by_name_or_is_counted(photos, tiny_vit, tm
         (["--train_layers", "some"], "all, head, or a number of blocks"),
         (["--train_layers", "9"], "the model has 2 blocks"),
         (["--image_size", "30"], "use 24 or 32"),
+        (["--resize_mode", "stretch"], "choose from 'processor', 'squash', 'letterbox', 'crop'"),
         (["--splits_file", "nowhere.csv"], "no splits file"),
         (["--shift_dataset_name", "no_such_folder"], "neither a folder nor a Hub id"),
         (["--metric_for_best_model", "f1"], "validation scores accuracy, balanced_accuracy, log_loss, loss, macro_f1"),

@@ -21,6 +21,7 @@ def check_flags(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     values = vars(arguments)
     for name, value in values.items():
         if name in NUMBERS:
-            check_number(f"--{name}", value, NUMBERS[name])
+            for number in value if isinstance(value, list) else [value]:
+                check_number(f"--{name}", number, NUMBERS[name])
     if "splits_file" in values:
         check_split(set(flag_names(words)), arguments)

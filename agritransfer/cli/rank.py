@@ -1,16 +1,22 @@
 """Rank pretrained backbones on your photos before any training: LogME, nearest neighbors and a linear probe.
 
     agritransfer rank photos --models facebook/dinov2-small microsoft/resnet-50
+    agritransfer rank photos --models facebook/dinov2-small --image_size 112 224 --resize_mode processor squash
 
 The backbones stay frozen. The probe is fitted on the training photos and scored on the validation
-photos; the test photos are not used. With --runs, the ranking is compared with the test scores of
-finished runs that started from these backbones.
+photos; the test photos are not used. Every backbone is tried with every size and resize mode. With
+--runs, the ranking is compared with the test scores of finished runs that started from these
+backbones.
 """
 
 import argparse
+import itertools
 import json
+import shlex
 from pathlib import Path
+from typing import get_args
 
+from agritransfer.arguments import ResizeMode
 from agritransfer.cli.dataset_flags import SOURCE_FLAGS, SPLIT_FLAGS, add_dataset_flags, load_options
 from agritransfer.wording import counted
 
@@ -21,7 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of this command."""
     add_dataset_flags(parser, *SOURCE_FLAGS, *SPLIT_FLAGS, "max_train_samples")
     parser.add_argument("--models", nargs="+", required=True, metavar="MODEL", help="Hub model IDs or folders")
-    parser.add_argument("--image_size", type=int, help="side of the input in pixels, for every backbone")
+    parser.add_argument(
+        "--image_size", type=int, nargs="+", metavar="N", help="sides of the input in pixels (default: the model's own)"
+    )
+    parser.add_argument(
+        "--resize_mode",
+        nargs="+",
+        choices=get_args(ResizeMode),
+        default=["processor"],
+        metavar="MODE",
+        help="how photos become squares, as in training: processor, squash, letterbox, crop (default: processor)",
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="photos per forward pass")
     parser.add_argument(
         "--runs", nargs="+", type=Path, default=[], metavar="RUN", help="finished runs to compare the ranking with"
@@ -38,22 +54,29 @@ def run(arguments: argparse.Namespace) -> int:
     from agritransfer.errors import UsageError
     from agritransfer.evaluation.backbone_ranking import rank_backbones
 
-    if len(set(arguments.models)) < 2:
-        raise UsageError("--models needs at least two different backbones")
+    sizes = arguments.image_size or [None]
+    inputs = list(dict.fromkeys(itertools.product(arguments.models, sizes, arguments.resize_mode)))
+    if len(inputs) < 2:
+        raise UsageError(
+            "there is nothing to compare; give two or more different --models, or several of --image_size or "
+            "--resize_mode"
+        )
+    if arguments.runs and len({given[1:] for given in inputs}) > 1:
+        raise UsageError("--runs compares backbones; give one --image_size and one --resize_mode")
     if arguments.output is not None:
         check_report(arguments.output, *SCORES)
     splits = load_splits(arguments.dataset, **load_options(arguments, *SOURCE_FLAGS, *SPLIT_FLAGS, "max_train_samples"))
     trained = _scores_after_training(arguments.runs, splits)
     rows = rank_backbones(
-        list(dict.fromkeys(arguments.models)),
+        inputs,
         splits,
-        arguments.image_size,
         arguments.batch_size,
-        report=lambda row: print(f"{row['model']}: scored in {row['seconds']:.0f} s", flush=True),
+        report=lambda row: print(f"{row['model']}, {_input(row)}: scored in {row['seconds']:.0f} s", flush=True),
     )
     for row in rows:
         row["test_macro_f1"] = trained.get(_last_part(row["model"]))
     print(_table(rows, len(splits.of("train")), len(splits.of("validation"))))
+    print(_best_flags(rows[0]))
     if arguments.runs:
         print(_agreement(rows))
     if arguments.output is not None:
@@ -63,6 +86,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _last_part(name: str) -> str:
     return Path(name).name
+
+
+def _input(row: dict) -> str:
+    return f"{row['image_size']} px, {row['resize_mode']}"
+
+
+def _best_flags(row: dict) -> str:
+    """The best row as the flags of a training command."""
+    flags = ["--model_name_or_path", row["model"], "--image_size", str(row["image_size"])]
+    return f"best: {shlex.join([*flags, '--resize_mode', row['resize_mode']])}"
 
 
 def _scores_after_training(runs: list[Path], splits) -> dict[str, float]:
@@ -85,15 +118,17 @@ def _scores_after_training(runs: list[Path], splits) -> dict[str, float]:
 
 
 def _table(rows: list[dict], train: int, validation: int) -> str:
-    width = max(len(_last_part(row["model"])) for row in rows) + 2
+    width = max(len("backbone"), *(len(_last_part(row["model"])) for row in rows)) + 2
     titles = (
-        f"{'backbone':<{width}}{'linear probe':>13}{'neighbors':>12}{'LogME':>9}{'photos/s':>10}{'weights':>9}{'MB':>7}"
+        f"{'backbone':<{width}}{'input':<18}{'linear probe':>13}{'neighbors':>12}{'LogME':>9}{'photos/s':>10}"
+        f"{'weights':>9}{'MB':>7}"
     )
     lines = ["", titles + ("   after training" if any(row["test_macro_f1"] is not None for row in rows) else "")]
     for row in rows:
         trained = "" if row["test_macro_f1"] is None else f"{row['test_macro_f1']:>17.3f}"
         lines.append(
-            f"{_last_part(row['model']):<{width}}{row['probe_macro_f1']:>13.3f}{row['knn_accuracy']:>12.3f}"
+            f"{_last_part(row['model']):<{width}}{_input(row):<18}"
+            f"{row['probe_macro_f1']:>13.3f}{row['knn_accuracy']:>12.3f}"
             f"{row['logme']:>9.3f}{row['photos_per_second']:>10.1f}{row['parameters'] / 1e6:>7.1f} M"
             f"{row['memory_bytes'] / 1e6:>7.0f}{trained}"
         )

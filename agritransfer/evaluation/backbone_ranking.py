@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
+from agritransfer.arguments import ResizeMode
 from agritransfer.data.dataset import Splits
 from agritransfer.errors import UsageError
 from agritransfer.evaluation.frozen_features import knn_answers, linear_probe
 from agritransfer.evaluation.inference import predict
 from agritransfer.evaluation.metrics import macro_f1
+from agritransfer.images.preprocessing import PhotoProcessor
 from agritransfer.models.loading import load_pretrained, load_processor
 
 # Samples of backbones for the interval of a rank correlation.
@@ -56,28 +58,29 @@ def _log_evidence(energy: np.ndarray, projected: np.ndarray, outside: float, cou
 
 
 def rank_backbones(
-    names: Sequence[str],
+    inputs: Sequence[tuple[str, int | None, ResizeMode]],
     splits: Splits,
-    image_size: int | None,
     batch_size: int,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Score the frozen features of each backbone on these photos; the best linear probe comes first.
 
+    Each of the `inputs` is the name of a backbone, the side of its input (None for its own) and a resize mode.
     Probe and nearest neighbors are fitted on the training photos and scored on the validation photos; LogME uses the
     training photos; the test photos are not used. `report` is called with each row as soon as it is ready.
     """
+    # All of them first, so that a mode that a processor does not support is refused before the work.
+    processors = [load_processor(name, None, image_size, mode) for name, image_size, mode in inputs]
     rows = []
-    for name in names:
-        rows.append(_probe_backbone(name, splits, image_size, batch_size))
+    for (name, _, mode), processor in zip(inputs, processors, strict=True):
+        rows.append(_probe_backbone(name, processor, splits, batch_size) | {"resize_mode": mode})
         report(rows[-1])
     # The probe estimates what feature extraction would reach, on the scale of the final score; LogME does not.
     return sorted(rows, key=lambda row: (-row["probe_macro_f1"], -row["logme"]))
 
 
-def _probe_backbone(name: str, splits: Splits, image_size: int | None, batch_size: int) -> dict[str, Any]:
+def _probe_backbone(name: str, processor: PhotoProcessor, splits: Splits, batch_size: int) -> dict[str, Any]:
     started = time.perf_counter()
-    processor = load_processor(name, None, image_size)
     model = load_pretrained(name, None, splits.labels, processor.image_size)
     labels = {split: np.array(splits.label_indices(split)) for split in ("train", "validation")}
     forward = time.perf_counter()
@@ -88,6 +91,7 @@ def _probe_backbone(name: str, splits: Splits, image_size: int | None, batch_siz
     knn = knn_answers(features["validation"], features["train"], labels["train"])
     return {
         "model": name,
+        "image_size": processor.image_size,
         "logme": log_me(features["train"], labels["train"]),
         "knn_accuracy": float((knn == labels["validation"]).mean()),
         "probe_accuracy": float((probe == labels["validation"]).mean()),

@@ -260,9 +260,9 @@ def measure_forgetting(candidates: Sequence[Candidate], source: Splits, batch_si
     for candidate in (c for c in candidates if _changes_a_backbone(c)):
         base = candidate.results[0]["base_model"]
         if base["name"] not in before:
-            image_size = load_processor(str(candidate.folders[0]), None, None).image_size
-            processor = load_processor(base["name"], base["revision"], image_size)
-            model = load_pretrained(base["name"], base["revision"], source.labels, image_size)
+            # With the size and the geometry that the run was trained with.
+            processor = load_processor(str(candidate.folders[0]), None, None)
+            model = load_pretrained(base["name"], base["revision"], source.labels, processor.image_size)
             before[base["name"]] = probe_answers(model, processor, source, batch_size)[None]
         answers = np.stack(
             [probe_answers(*load_classifier(folder), source, batch_size) for folder in candidate.folders]

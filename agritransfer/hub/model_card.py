@@ -125,10 +125,13 @@ def _summary(results: dict[str, Any]) -> str:
     # Runs of earlier versions do not have it.
     if architecture := results.get("architecture"):
         start = f", with random weights in the architecture of {as_code(architecture['name'])}"
+    taken = ""
+    if square := results.get("input"):
+        taken = f" Photos become squares of {square['image_size']} pixels (`--resize_mode {square['resize_mode']}`)."
     count = len(results["dataset"]["labels"])
     return (
         f"Classifies photos into {count} classes. Strategy: {STRATEGIES[results['strategy']].title}{start}. "
-        f"{training['trainable_parameters']:,} of {training['total_parameters']:,} weights were trained."
+        f"{training['trainable_parameters']:,} of {training['total_parameters']:,} weights were trained.{taken}"
     )
 
 

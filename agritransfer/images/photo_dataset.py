@@ -1,7 +1,8 @@
 """How do photos become batches for the Trainer?
 
 An item consists of uint8 pixels and a label. Evaluation photos have the pixels of the image processor; training photos
-are downscaled but not cropped, so that random crops can come from the whole photo.
+are downscaled but not cropped, so that random crops can come from the whole photo. Where the image processor squashes
+or pads photos to a square, training photos are squashed or padded too.
 """
 
 from collections.abc import Sequence
@@ -45,30 +46,44 @@ class EvaluationPixels:
 
 @dataclass(frozen=True)
 class WholePhotos:
-    """The pixels that random crops are taken from: the whole photo, downscaled with its aspect ratio kept."""
+    """The pixels that random crops are taken from: the whole photo, downscaled and shaped as for evaluation."""
 
-    shorter_side: int
+    # Of the shorter side of a photo; of both sides where it is squashed or padded to a square.
+    side: int
     # The order that the model takes, as in evaluation: `rgb` or `bgr`.
     channels: str = "rgb"
+    squash: bool = False
+    # The color around a photo that is padded to a square.
+    pad: tuple[int, ...] | None = None
 
     def read(self, photo: str | bytes) -> torch.Tensor:
         """Decode one photo: uint8, of shape (height, width, 3)."""
         # Reduced decoding halves the work for phone photos; at twice the final size, crops show no difference.
-        image = decode_photo(photo, least_side=2 * self.shorter_side)
+        image = decode_photo(photo, least_side=2 * self.side)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         if self.channels == "bgr":
             pixels = pixels.flip(0)
-        return v2.functional.resize(pixels, list(self.shape(*image.size))).permute(1, 2, 0)
+        if self.pad is None:
+            return v2.functional.resize(pixels, list(self.shape(*image.size))).permute(1, 2, 0)
+        height, width = (max(1, round(self.side * length / max(image.size))) for length in pixels.shape[1:])
+        square = torch.tensor(self.pad, dtype=torch.uint8).expand(self.side, self.side, 3).clone()
+        top, left = (self.side - height) // 2, (self.side - width) // 2
+        shrunk = v2.functional.resize(pixels, [height, width]).permute(1, 2, 0)
+        square[top : top + height, left : left + width] = shrunk
+        return square
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """Height and width of a photo of this size after decoding; the aspect ratio is at most 4."""
-        scale = self.shorter_side / min(width, height)
-        longest = LONGEST_STRIP * self.shorter_side
+        if self.squash or self.pad is not None:
+            return self.side, self.side
+        scale = self.side / min(width, height)
+        longest = LONGEST_STRIP * self.side
         return min(round(height * scale), longest), min(round(width * scale), longest)
 
     def mark(self) -> str:
         """Everything that the result of `read` depends on, as text."""
-        return f"whole photos {self.shorter_side} {self.channels}"
+        shape = f" squashed {self.squash} padded {self.pad}" if self.squash or self.pad is not None else ""
+        return f"whole photos {self.side} {self.channels}{shape}"
 
 
 class PhotoDataset(torch.utils.data.Dataset):
@@ -140,4 +155,7 @@ def training_pixels(processor: PhotoProcessor, augmentation: str) -> EvaluationP
     """How training photos are decoded: as for evaluation without augmentation, else whole, with a margin for crops."""
     if augmentation == "none":
         return EvaluationPixels(processor)
-    return WholePhotos(round(processor.image_size * CROP_MARGIN), processor.channels)
+    geometry, side = processor.geometry, round(processor.image_size * CROP_MARGIN)
+    # Scored photos that are squashed or padded are trained on in the same form.
+    pad = None if geometry["pad"] is None else tuple(geometry["pad"])
+    return WholePhotos(side, processor.channels, isinstance(geometry["resize"], list), pad)

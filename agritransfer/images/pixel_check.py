@@ -26,7 +26,7 @@ def check_pixels(processor: PhotoProcessor) -> None:
     """Raise `UsageError` unless our pixels equal those of the processor to 1 of 255 levels.
 
     Compared are the pixels of evaluation and of an exported model, on noise of odd shapes and on a drawn photo, and
-    the colors of random crops.
+    the colors of random crops and of their padding.
     """
     side = processor.image_size
     theirs = [_library_pixels(processor, photo) for photo in (*_pictures(), _flat())]
@@ -39,8 +39,17 @@ def check_pixels(processor: PhotoProcessor) -> None:
         _compare(processor, "an exported model", torch.tensor(recipe_pixels(photo, recipe)), expected[0])
     png = io.BytesIO()
     _flat().save(png, "PNG")
-    whole = training_pixels(processor, "light").read(png.getvalue())
-    _compare(processor, "random crops", whole[:1, :1].permute(2, 0, 1), theirs[-1][0, :, :1, :1])
+    whole = training_pixels(processor, "light").read(png.getvalue()).permute(2, 0, 1)
+    # At the corner there may be padding.
+    for edge in (0.0, 0.5):
+        ours, expected = (_pixel_at(pixels, edge) for pixels in (whole, theirs[-1][0]))
+        _compare(processor, "random crops", ours, expected)
+
+
+def _pixel_at(pixels: torch.Tensor, share: float) -> torch.Tensor:
+    """The pixel (3, 1, 1) at this share of height and width."""
+    row, column = (int(share * length) for length in pixels.shape[1:])
+    return pixels[:, row : row + 1, column : column + 1]
 
 
 def _library_pixels(processor: PhotoProcessor, photo: Image.Image) -> torch.Tensor:

@@ -17,8 +17,10 @@ from PIL import Image
 from torchvision.transforms import v2
 from transformers import (
     BaseImageProcessor,
+    JanusImageProcessor,
     LevitImageProcessor,
     LevitImageProcessorPil,
+    PreTrainedConfig,
     TimmWrapperImageProcessor,
 )
 from transformers.image_processing_backends import TorchvisionBackend
@@ -70,7 +72,7 @@ class TransformersProcessor:
 
     @cached_property
     def geometry(self) -> dict[str, Any]:
-        """`resize`, `resample`, `kernel`, `crop` and `odd_pixel` of `pixel_recipe`; raises `UsageError`."""
+        """`resize`, `resample`, `kernel`, `crop`, `odd_pixel` and `pad` of `pixel_recipe`; raises `UsageError`."""
         settings = self.settings
         size = settings.get("size") or {}
         if not settings.get("do_resize", True):
@@ -94,6 +96,7 @@ class TransformersProcessor:
             "kernel": kernel,
             "crop": crop,
             "odd_pixel": "down",
+            "pad": list(self.library.background_color) if _pads(self.library) else None,
         }
 
     def pixels(self, photo: Image.Image) -> torch.Tensor:
@@ -111,6 +114,9 @@ class TransformersProcessor:
             if scaled:
                 setattr(resized, name, type(resized.size)(**scaled))
         return TransformersProcessor(resized)
+
+    def configure(self, config: PreTrainedConfig) -> None:
+        """Nothing to write: the settings have a file of their own."""
 
     def save(self, folder: Path) -> None:
         """Write it into the folder of the model."""
@@ -145,19 +151,24 @@ class TimmProcessor:
 
     @cached_property
     def geometry(self) -> dict[str, Any]:
-        """`resize`, `resample`, `kernel`, `crop` and `odd_pixel` of `pixel_recipe`; raises `UsageError`."""
+        """`resize`, `resample`, `kernel`, `crop`, `odd_pixel` and `pad` of `pixel_recipe`; raises `UsageError`."""
         settings = self.settings
         if len(settings["mean"]) != 3 or settings["input_size"][0] != 3:
             raise unsupported(self, f"the model takes photos of {settings['input_size'][0]} channels")
-        if settings["crop_mode"] not in ("center", "squash"):
-            raise unsupported(self, f"crop_mode is '{settings['crop_mode']}', not 'center' or 'squash'")
+        if settings["crop_mode"] not in ("center", "squash", "border"):
+            raise unsupported(self, f"crop_mode is '{settings['crop_mode']}', not 'center', 'squash' or 'border'")
+        pads = settings["crop_mode"] == "border"
+        if pads and settings["crop_pct"] != 1:
+            raise unsupported(self, f"crop_mode is 'border' with a crop_pct of {settings['crop_pct']}, not 1")
         resize, crop, *_ = self.library.val_transforms.transforms
+        resized = resize.size[0] if pads else resize.size
         return {
-            "resize": resize.size if isinstance(resize.size, int) else list(resize.size),
+            "resize": resized if isinstance(resized, int) else list(resized),
             "resample": settings["interpolation"],
             "kernel": "pillow",
-            "crop": crop.size[0],
+            "crop": None if pads else crop.size[0],
             "odd_pixel": "even",
+            "pad": list(crop.fill) if pads else None,
         }
 
     def pixels(self, photo: Image.Image) -> torch.Tensor:
@@ -173,6 +184,10 @@ class TimmProcessor:
         """A copy for another side in pixels; all other sizes are scaled with it."""
         config = self.settings | {"input_size": (3, image_size, image_size)}
         return TimmProcessor(TimmWrapperImageProcessor(config, architecture=self.library.architecture))
+
+    def configure(self, config: PreTrainedConfig) -> None:
+        """Write the transforms into the configuration of the model, with which they are saved."""
+        config.pretrained_cfg |= {name: self.settings[name] for name in ("crop_mode", "crop_pct")}
 
     def save(self, folder: Path) -> None:
         """Nothing to write: the transforms are part of the model's config.json."""
@@ -195,8 +210,9 @@ def pixel_recipe(processor: PhotoProcessor) -> dict[str, Any]:
 
     `resize`: the shorter side in pixels, or [height, width] for any aspect ratio; `resample`: a Pillow filter;
     `kernel`: which library's arithmetic resizes, `torch` or `pillow`; `crop`: side of the center crop, or None;
-    `odd_pixel`: how half a pixel of its margin is rounded, `down` or to the `even` number; `channels`: `rgb` or `bgr`;
-    `mean` and `std` of pixels between 0 and 255. Raises `UsageError` for what the recipe cannot describe.
+    `odd_pixel`: how half a pixel of its margin is rounded, `down` or to the `even` number; `pad`: None, or the color
+    around a photo whose longer side, not the shorter, was resized to the side `resize` of the square; `channels`: `rgb`
+    or `bgr`; `mean` and `std` of pixels between 0 and 255. Raises `UsageError` for what the recipe cannot describe.
     """
     mean, std = processor.normalization
     return {
@@ -220,11 +236,18 @@ def settings_text(processor: PhotoProcessor) -> str:
     return f"{VERSION} {type(processor.library).__name__} {json.dumps(processor.settings, sort_keys=True, default=str)}"
 
 
+def _pads(library: BaseImageProcessor) -> bool:
+    """Whether it resizes the longer side and pads the photo to a square, as our letterbox does; strips stay strips."""
+    return isinstance(library, JanusImageProcessor) and library.min_size == 1
+
+
 def _resize_and_crop(library: BaseImageProcessor, settings: dict[str, Any]) -> tuple[int | list[int], int | None]:
     """`resize` and `crop` of `pixel_recipe`; families differ in how they enlarge `size` before the crop."""
     side, crop_pct, crop = settings["size"].get("shortest_edge"), settings.get("crop_pct"), None
     if settings.get("do_center_crop"):
         crop = (settings.get("crop_size") or {}).get("height")
+    if _pads(library):
+        return settings["size"]["height"], None
     if side is None:
         return [settings["size"]["height"], settings["size"]["width"]], crop
     if isinstance(library, LEVIT):

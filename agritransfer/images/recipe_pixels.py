@@ -18,21 +18,48 @@ def recipe_pixels(image: Image.Image, recipe: dict[str, Any]) -> np.ndarray:
     They equal those of the model's image processor, except on an old CPU (neither AVX2 nor arm64), where torchvision
     rounds bilinear filters differently.
     """
-    resize, crop = recipe["resize"], recipe["crop"]
-    if isinstance(resize, int):
-        shorter = min(image.size)
-        width, height = (resize if side == shorter else int(resize * side / shorter) for side in image.size)
-    else:
-        height, width = resize
+    # Recipes of earlier versions have no padding.
+    crop, pad = recipe["crop"], recipe.get("pad")
+    width, height = _resized_size(image.size, recipe["resize"], pad, recipe["kernel"])
     # The two round differently.
     if recipe["kernel"] == "torch":
         pixels = _resized(np.asarray(image).transpose(2, 0, 1), width, height, recipe["resample"])
     else:
         resized = image.resize((width, height), Image.Resampling[recipe["resample"].upper()])
         pixels = np.asarray(resized).transpose(2, 0, 1)
+    if pad is not None:
+        pixels = _padded(pixels, recipe["resize"], pad)
     if crop is not None:
         pixels = _center_crop(pixels, crop, round_to_even=recipe["odd_pixel"] == "even")
     return pixels[[2, 1, 0]] if recipe["channels"] == "bgr" else pixels
+
+
+def _resized_size(
+    size: tuple[int, int], resize: int | list[int], pad: list[int] | None, kernel: str
+) -> tuple[int, int]:
+    """Width and height after resizing: of the whole square, of its longer side if it is padded, or of its shorter."""
+    if not isinstance(resize, int):
+        height, width = resize
+        return width, height
+    if pad is None:
+        shorter = min(size)
+        width, height = (resize if side == shorter else int(resize * side / shorter) for side in size)
+        return width, height
+    longer = max(size)
+    # Of what differs in the last bit only, one may be rounded up and the other down.
+    sides = [side * (resize / longer) if kernel == "torch" else side / (longer / resize) for side in size]
+    width, height = (max(1, round(side)) for side in sides)
+    return width, height
+
+
+def _padded(pixels: np.ndarray, side: int, color: list[int]) -> np.ndarray:
+    """The photo in the middle of a square of this color; of an odd margin, the extra pixel goes to the right."""
+    _, height, width = pixels.shape
+    square = np.empty((3, side, side), np.uint8)
+    square[:] = np.array(color, np.uint8)[:, None, None]
+    top, left = (side - height) // 2, (side - width) // 2
+    square[:, top : top + height, left : left + width] = pixels
+    return square
 
 
 def _center_crop(pixels: np.ndarray, side: int, round_to_even: bool) -> np.ndarray:

@@ -17,10 +17,11 @@ from transformers import (
     TimmWrapperConfig,
 )
 
-from agritransfer.arguments import ModelArguments
+from agritransfer.arguments import DataArguments, ModelArguments, ResizeMode
 from agritransfer.errors import UsageError
 from agritransfer.images.pixel_check import check_pixels
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
+from agritransfer.images.resize_modes import with_resize_mode
 from agritransfer.models.head_check import check_head
 from agritransfer.models.image_size import set_image_size
 from agritransfer.models.source_check import LOADING_ERRORS, cannot_load, refuse_adapter
@@ -31,17 +32,20 @@ transformers.logging.disable_progress_bar()
 
 
 def load_backbone(
-    model_args: ModelArguments, labels: Sequence[str], image_size: int | None
+    model_args: ModelArguments, data_args: DataArguments, labels: Sequence[str]
 ) -> tuple[PreTrainedModel, PhotoProcessor, dict[str, str | None]]:
     """The pretrained network with a head for `labels`, its image processor, and its entry in `results.json`."""
     name, revision = model_args.model_name_or_path, model_args.model_revision
-    processor = load_processor(name, revision, image_size)
+    processor = load_processor(name, revision, data_args.image_size, data_args.resize_mode)
     model = load_pretrained(name, revision, labels, processor.image_size)
+    processor.configure(model.config)
     return model, processor, {"name": name, "revision": hub_commit(name, revision)}
 
 
-def load_processor(model_name_or_path: str, revision: str | None, image_size: int | None) -> PhotoProcessor:
-    """The model's own image processor, resized if `image_size` is given.
+def load_processor(
+    model_name_or_path: str, revision: str | None, image_size: int | None, resize_mode: ResizeMode = "processor"
+) -> PhotoProcessor:
+    """The model's own image processor, or one of another size or geometry if asked for.
 
     Raises `UsageError` if our pixels would not be those of the processor.
     """
@@ -54,6 +58,13 @@ def load_processor(model_name_or_path: str, revision: str | None, image_size: in
     if image_size not in (None, processor.image_size):
         processor = processor.resized(image_size)
     check_pixels(processor)
+    return checked_resize_mode(processor, resize_mode)
+
+
+def checked_resize_mode(processor: PhotoProcessor, resize_mode: ResizeMode) -> PhotoProcessor:
+    """A checked processor with this geometry, checked in its turn."""
+    if resize_mode != "processor":
+        check_pixels(processor := with_resize_mode(processor, resize_mode))
     return processor
 
 

@@ -17,12 +17,12 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
-from agritransfer.arguments import ScratchArguments
+from agritransfer.arguments import DataArguments, ScratchArguments
 from agritransfer.errors import UsageError
 from agritransfer.images.preprocessing import PhotoProcessor, describe_processor
 from agritransfer.models.head_check import check_head
 from agritransfer.models.image_size import check_patches, set_image_size
-from agritransfer.models.loading import hub_commit, load_processor, name_classes, without_warnings
+from agritransfer.models.loading import checked_resize_mode, hub_commit, load_processor, name_classes, without_warnings
 from agritransfer.models.source_check import LOADING_ERRORS, cannot_load
 from agritransfer.models.structure import is_timm
 from agritransfer.runtime.process import say
@@ -42,15 +42,20 @@ SCRATCH_IMAGE_SIZE = 96
 
 
 def load_untrained(
-    scratch_args: ScratchArguments, labels: Sequence[str], image_size: int | None
+    scratch_args: ScratchArguments, data_args: DataArguments, labels: Sequence[str]
 ) -> tuple[PreTrainedModel, PhotoProcessor, dict[str, str | None] | None]:
     """A network with random weights, its image processor, and where its architecture comes from, if from a model."""
     name, revision = scratch_args.model_name_or_path, scratch_args.model_revision
+    architecture = None
     if name is None:
         model_type, model_size = scratch_args.model_type or "vit", scratch_args.model_size or "tiny"
-        return *build_from_scratch(model_type, model_size, labels, image_size), None
-    model, processor = build_like(name, revision, labels, image_size)
-    return model, processor, {"name": name, "revision": hub_commit(name, revision)}
+        model, processor = build_from_scratch(model_type, model_size, labels, data_args.image_size)
+    else:
+        model, processor = build_like(name, revision, labels, data_args.image_size)
+        architecture = {"name": name, "revision": hub_commit(name, revision)}
+    processor = checked_resize_mode(processor, data_args.resize_mode)
+    processor.configure(model.config)
+    return model, processor, architecture
 
 
 def build_like(

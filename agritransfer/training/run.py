@@ -223,6 +223,7 @@ def write_results(
         "strategy": run.strategy,
         "base_model": base_model,
         "architecture": architecture,
+        "input": {"image_size": trainer.processor.image_size, "resize_mode": run.data_args.resize_mode},
         **_data_facts(splits, shift, [*splits.broken, *broken_in(trainer.state)]),
         "validation": scores["validation"],
         "test": scores["test"],

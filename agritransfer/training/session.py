@@ -9,6 +9,7 @@ from agritransfer.evaluation.trainer_metric import check_selection, compute_metr
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.images.preprocessing import PhotoProcessor
+from agritransfer.images.resize_modes import cut_off_line
 from agritransfer.runtime.flag_checks import BY_PHOTOS
 from agritransfer.runtime.process import say
 from agritransfer.strategies import default_batch_size, default_epochs
@@ -38,6 +39,8 @@ def build_trainer(
     train_photos = splits.training_photos(processor, data_args.augmentation, store)
     validation_photos = splits.dataset("validation", processor, store)
     say(store.line())
+    if line := cut_off_line(processor, [inspection.size for inspection in splits.inspections]):
+        say(line)
     return ImageTrainer(
         model=model,
         args=run.training_args,

@@ -97,9 +97,27 @@ def test_networks_are_ranked_by_what_they_see_and_the_order_is_compared(photos, 
     assert "was not trained on the photos of" in capsys.readouterr().err
 
 
+@pytest.mark.script
+def test_sizes_and_resize_modes_are_ranked_and_the_best_is_named_as_flags(photos, tiny_vit, tmp_path, capsys):
+    command = ["rank", str(photos), "--models", str(tiny_vit), "--image_size", "32", "64", "--resize_mode", "squash"]
+    assert main([*command, "letterbox", "squash", "--output", str(tmp_path / "rank.json")]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads((tmp_path / "rank.json").read_text())
+    tried = {(row["image_size"], row["resize_mode"]) for row in rows}
+    assert tried == {(32, "squash"), (32, "letterbox"), (64, "squash"), (64, "letterbox")} and len(rows) == 4
+    best = f"--image_size {rows[0]['image_size']} --resize_mode {rows[0]['resize_mode']}"
+    assert out.strip().splitlines()[-1] == f"best: --model_name_or_path {tiny_vit} {best}"
+    assert "64 px, letterbox" in out and "photos/s" in out
+
+
 def test_rank_says_in_one_line_what_it_cannot_do(photos, tiny_vit, tmp_path, capsys):
     for words, complaint in (
-        (["--models", tiny_vit], "--models needs at least two different backbones"),
+        (["--models", tiny_vit, tiny_vit], "give two or more different --models, or several of --image_size or"),
+        (
+            ["--models", tiny_vit, "--image_size", "32", "64", "--runs", "x"],
+            "give one --image_size and one --resize_mode",
+        ),
+        (["--models", tiny_vit, "--image_size", "32", "0"], "--image_size 0 is out of range"),
         (["--models", tiny_vit, "x", "--output", tmp_path / "no/rank.json"], "there is no folder"),
         (["--models", tiny_vit, "x", "--runs", tmp_path], "is not a finished run"),
         (["--models", tiny_vit, "x", "--output", photos / "rust/00.jpg"], "is no report of this command"),

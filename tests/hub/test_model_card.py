@@ -122,7 +122,9 @@ def test_how_the_photos_were_read_and_chosen_is_said():
         **{"classes": ["Tomato*"], "classes_left_out": {"Corn/rust": 7, "Corn/smut": 1}},
         **{"max_photos_per_class": 40, "photos_over_limits": 12},
     }
+    facts["input"] = {"image_size": 112, "resize_mode": "letterbox"}
     card = card_of(facts)
+    assert "Photos become squares of 112 pixels (`--resize_mode letterbox`)." in card
     assert "Read inside 'leaves_2024', which holds everything. " in card
     assert "Only classes that match `Tomato*` were used; 8 photos of 2 other classes left out. " in card
     assert "At most 40 training photos of each class. 12 photos left out by limits on the number of photos. " in card

@@ -294,6 +294,8 @@ def finished_run(tmp_path_factory) -> Path:
     flags = ["--dataset_name", data, "--model_name_or_path", folder / "tiny", "--output_dir", run, "--use_cpu"]
     flags += ["--validation_fraction", "0.6", "--test_fraction", "0.2", "--target_error", "0.5"]
     flags += ["--learning_rate", "0.01", "--num_train_epochs", "12", "--augmentation", "none"]
+    # The photos are no squares, so the files must know of the padding.
+    flags += ["--resize_mode", "letterbox"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(ROOT / "train_finetune.py"), *map(str, flags)])
         patch.chdir(ROOT)
@@ -434,7 +436,8 @@ def test_a_run_is_exported_with_all_that_an_answer_needs(finished_run, exported_
         ]
         assert facts["labels"] == results["dataset"]["labels"] == ["blight", "healthy", "rust"]
         assert facts["calibration"] == (results if name == "model" else small)["calibration"]
-        assert facts["preprocessing"]["resize"] == [32, 32] and facts["image_size"] == 32
+        assert facts["preprocessing"]["resize"] == facts["image_size"] == 32
+        assert facts["preprocessing"]["pad"] == [127, 127, 127]
         assert facts["reduced_decoding"] == exported["reduced_decoding"]
         assert facts["evidence"] == exported["evidence"]
         assert facts["evidence"]["method"] == LAST_ATTENTION and facts["evidence"]["exact"] is False

@@ -9,14 +9,16 @@ from agritransfer.images.preprocessing import describe_processor
 from pictures import PROCESSORS, UPRIGHT, described, encode, noise, timm_model
 
 
-@pytest.mark.parametrize(("name", "margin"), [("swinv2", 73), ("dinov2", 256), ("convnextv2_below_384", 73)])
-def test_training_photos_keep_their_shape_and_have_a_margin_to_crop_into(name, margin):
+@pytest.mark.parametrize(
+    ("name", "margin", "longer"), [("swinv2", 73, 73), ("dinov2", 256, 384), ("convnextv2_below_384", 73, 110)]
+)
+def test_training_photos_have_the_shape_of_scoring_and_a_margin_to_crop_into(name, margin, longer):
     processor = describe_processor(PROCESSORS[name]())
     assert training_pixels(processor, "none") == EvaluationPixels(processor)
     for augmentation in ("crop", "light", "strong"):
         pixels = training_pixels(processor, augmentation)
-        assert pixels.read(encode(noise(150, 100), "PNG")).shape == (margin, round(1.5 * margin), 3)
-        assert pixels.read(encode(noise(100, 150), "PNG")).shape == (round(1.5 * margin), margin, 3)
+        assert pixels.read(encode(noise(150, 100), "PNG")).shape == (margin, longer, 3)
+        assert pixels.read(encode(noise(100, 150), "PNG")).shape == (longer, margin, 3)
 
 
 def test_a_timm_model_has_the_same_margin(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import BitImageProcessor, ViTImageProcessor
 
 from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.errors import StorageError
@@ -22,7 +22,8 @@ from agritransfer.images.pixel_cache import PixelStore, StoredPixels
 from agritransfer.images.preprocessing import describe_processor
 from agritransfer.runtime import disk_cache as caches
 
-PROCESSOR = describe_processor(ViTImageProcessor(size={"height": 32, "width": 32}))
+SQUARE = {"height": 32, "width": 32}
+PROCESSOR = describe_processor(BitImageProcessor(size={"shortest_edge": 32}, crop_size=SQUARE))
 
 
 # 36 photos of 40 x 30 pixels, of which 24 are trained on: 37 pixels high and 49 wide with their margin.
@@ -93,7 +94,7 @@ def test_other_photos_other_sizes_and_other_processors_have_stores_of_their_own(
     splits.training_photos(PROCESSOR, "strong", store)
     assert len(list(cache.iterdir())) == 1
     splits.training_photos(describe_processor(ViTImageProcessor(size={"height": 48, "width": 48})), "light", store)
-    for processor in (PROCESSOR, describe_processor(ViTImageProcessor(size={"height": 32, "width": 32}, resample=3))):
+    for processor in (PROCESSOR, describe_processor(ViTImageProcessor(size=SQUARE))):
         splits.dataset("test", processor, store)
     splits.dataset("validation", PROCESSOR, store)
     assert len(list(cache.iterdir())) == 5

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import CONFIGS
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from saved_networks import LABELS, NAMES, TINY_VIT, logits, pixels, vit
@@ -15,8 +16,10 @@ from transformers import (
     AutoModelForImageClassification,
     BeitConfig,
     BeitForImageClassification,
+    BitImageProcessor,
     CLIPConfig,
     CLIPForImageClassification,
+    ConvNextImageProcessor,
     ConvNextV2Config,
     ConvNextV2ForImageClassification,
     DeiTConfig,
@@ -36,11 +39,13 @@ from transformers import (
     TimmWrapperConfig,
     TimmWrapperForImageClassification,
     ViTImageProcessor,
+    pipeline,
 )
 
+from agritransfer.arguments import DataArguments, ModelArguments
 from agritransfer.errors import UsageError
 from agritransfer.models.image_size import set_image_size
-from agritransfer.models.loading import check_labels, labels_of, load_pretrained, load_processor
+from agritransfer.models.loading import check_labels, labels_of, load_backbone, load_pretrained, load_processor
 from agritransfer.models.structure import find_head, is_timm
 
 SWIN = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
@@ -200,6 +205,35 @@ def test_the_processor_is_loaded_for_the_side_asked_for(tmp_path):
     assert load_processor(str(tmp_path), None, 48).image_size == 48
     with pytest.raises(UsageError, match="the image processor of .*nowhere.* could not be loaded"):
         load_processor(str(tmp_path / "nowhere"), None, None)
+
+
+BACKBONES = {
+    "vit": ViTImageProcessor(size={"height": 32, "width": 32}),
+    "convnextv2": ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875),
+    "dinov2": BitImageProcessor(size={"shortest_edge": 37}, crop_size={"height": 32, "width": 32}),
+    "timm mobilenet": None,
+}
+
+
+@pytest.mark.parametrize("mode", ["squash", "letterbox", "crop"])
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_backbone_of_another_resize_mode_is_served_with_it_by_pipeline(kind, mode, tmp_path):
+    save_random(AutoModelForImageClassification.from_config(CONFIGS[kind]), tmp_path / "base")
+    if BACKBONES[kind] is not None:
+        BACKBONES[kind].save_pretrained(tmp_path / "base")
+    data_args = DataArguments(image_size=64, resize_mode=mode)
+    model, processor, _ = load_backbone(ModelArguments(str(tmp_path / "base")), data_args, LABELS)
+    model.save_pretrained(tmp_path / "run")
+    processor.save(tmp_path / "run")
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 301, 3), np.uint8))
+    mean, std = processor.normalization
+    with torch.no_grad():
+        expected = model.eval()(pixel_values=((processor.pixels(photo) - mean) / std)[None]).logits.softmax(dim=1)[0]
+    served = pipeline("image-classification", model=str(tmp_path / "run"), device="cpu")(photo)
+    assert {answer["label"]: answer["score"] for answer in served} == pytest.approx(
+        dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-3
+    )
+    assert torch.equal(load_processor(str(tmp_path / "run"), None, None).pixels(photo), processor.pixels(photo))
 
 
 def test_a_vit_of_another_size_answers_as_the_original_does_with_interpolated_positions(tmp_path):

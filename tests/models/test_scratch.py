@@ -11,7 +11,7 @@ from saved_networks import LABELS, logits, pixels
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
-from agritransfer.arguments import ScratchArguments
+from agritransfer.arguments import DataArguments, ScratchArguments
 from agritransfer.errors import UsageError
 from agritransfer.models.scratch import build_from_scratch, build_like, load_untrained
 from agritransfer.models.structure import is_timm
@@ -110,9 +110,9 @@ def test_a_model_without_a_processor_gets_a_plain_one_and_another_size_is_built_
 def test_where_the_architecture_comes_from_is_told(tmp_path):
     pretrained("vit", tmp_path)
     arguments = ScratchArguments(model_name_or_path=str(tmp_path))
-    assert load_untrained(arguments, LABELS, None)[2] == {"name": str(tmp_path), "revision": None}
-    model, _, architecture = load_untrained(ScratchArguments(model_size="nano"), LABELS, None)
+    assert load_untrained(arguments, DataArguments(), LABELS)[2] == {"name": str(tmp_path), "revision": None}
+    model, _, architecture = load_untrained(ScratchArguments(model_size="nano"), DataArguments(), LABELS)
     assert (model.config.model_type, architecture) == ("vit", None)
     shutil.rmtree(tmp_path)
     with pytest.raises(UsageError, match="the architecture of .* could not be loaded: there is no such folder"):
-        load_untrained(arguments, LABELS, None)
+        load_untrained(arguments, DataArguments(), LABELS)

@@ -221,6 +221,9 @@ def test_a_map_lies_where_the_model_looked():
         (1 / 16, 15 / 16)
     )
     assert seen_part(Image.new("RGB", (9, 5)), {"resize": [8, 8], "crop": None}) == (0, 0, 1, 1)
+    # Around a padded photo the model sees more than the photo.
+    padded = {"resize": 96, "crop": None, "pad": [127, 127, 127]}
+    assert seen_part(Image.new("RGB", (300, 60)), padded) == (0, -2, 1, 3)
     heat = np.asarray(page.heat_picture(np.array([[0.0, 0.0], [0.0, 9.0]])))
     assert heat[250, 250, 3] > 240 and heat[5, 5, 3] < 15
     assert not np.asarray(page.heat_picture(np.ones((3, 3))))[..., 3].any()

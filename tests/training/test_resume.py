@@ -16,7 +16,16 @@ def test_what_may_differ_are_flags_and_what_trains_is_none_of_them():
     flags = {field.name for owner in (*OURS, TrainingArguments) for field in dataclasses.fields(owner)}
     assert flags >= MAY_DIFFER, MAY_DIFFER - flags
     decisive = {"seed", "data_seed", "learning_rate", "per_device_train_batch_size", "num_train_epochs", "max_steps"}
-    decisive |= {"image_size", "augmentation", "class_weights", "train_layers", "lora_r", "model_type", "model_size"}
+    decisive |= {
+        "image_size",
+        "resize_mode",
+        "augmentation",
+        "class_weights",
+        "train_layers",
+        "lora_r",
+        "model_type",
+        "model_size",
+    }
     decisive |= {"bf16", "optim", "save_strategy", "metric_for_best_model", "dataloader_drop_last", "split_seed"}
     assert decisive <= flags and not decisive & MAY_DIFFER
 
