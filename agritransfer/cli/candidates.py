@@ -41,10 +41,10 @@ def open_candidates(
     """
     if arguments.restart and any((output / name).exists() for name in (CHOICE, STATUS)):
         print(f"the earlier run is renamed to {output.rename(free_name(output))}")
-    check_folder(output)
     if (output / CHOICE).exists():
         choice = _earlier_choice(output, command)
     else:
+        check_folder(output)
         for name in (STATUS, PAGE, "candidates"):
             if (output / name).exists():
                 remedy = "choose another --output_dir" + (" or add --restart" if name == STATUS else "")
