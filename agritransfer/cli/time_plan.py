@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 # Training on a photo costs as many forward passes; measured by benchmarks/epoch_costs.py and rounded up.
-FORWARD_PASSES = {"lora": 3.5, "finetune": 3.8}
+FORWARD_PASSES = {"lora": 3.4, "finetune": 3.8}
 # With a single epoch the learning rate would rise and fall before the photos are seen twice.
 FEWEST_EPOCHS = 2
 

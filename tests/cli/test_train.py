@@ -265,28 +265,28 @@ def row(strategy: str, macro_f1: float, log_loss: float) -> dict:
     return {"strategy": strategy, "state": "trained", "log_loss": log_loss, **scores, **trained}
 
 
-def test_near_ties_are_decided_by_the_log_loss_and_clear_leads_are_not():
+def test_near_ties_are_decided_by_the_order_and_clear_leads_by_the_score():
     # The standard error is 0.02.
     clear = [
-        row("head", 0.90, 0.1),
-        row("lora", 0.95, 0.5),
+        row("head", 0.95, 0.1),
+        row("lora", 0.92, 0.5),
         {"strategy": "finetune", "state": "not tried", "note": "-"},
     ]
-    assert choose(clear) == (
-        "lora",
-        "LoRA has the highest validation macro F1, 0.950; no other is within one standard error (0.020).",
+    assert choose(clear) == ("head", "Feature extraction has the highest validation macro F1, 0.950.")
+    near = [row("head", 0.95, 0.3), row("lora", 0.92, 0.2), row("finetune", 0.94, 0.4)]
+    assert choose(near) == (
+        "finetune",
+        "Fine-tuning has a validation macro F1 of 0.940, within one standard error (0.020) of the highest, 0.950 of "
+        "feature extraction; among near ties the order is LoRA, fine-tuning, feature extraction.",
     )
-    near = [row("head", 0.935, 0.3), row("lora", 0.94, 0.2), row("finetune", 0.95, 0.4)]
-    strategy, reason = choose(near)
-    assert strategy == "lora"
-    assert reason == (
-        "LoRA has the lowest validation log loss, 0.200 (feature extraction 0.300, fine-tuning 0.400), among those "
-        "within one standard error (0.020) of the highest validation macro F1, 0.950: feature extraction, LoRA and "
-        "fine-tuning."
-    )
-    choice = {"candidates": clear, "chosen": "lora", "reason": "because", "command": "agritransfer train p"}
+    # On a tie of all, the first in the order.
+    assert choose([row(name, 1.0, 0.1) for name in ("head", "lora", "finetune")])[0] == "lora"
+    choice = {"candidates": clear, "chosen": "head", "reason": "because", "command": "agritransfer train p"}
     page = choice_page(choice)
-    assert "| **LoRA** | 0.950 [0.911, 0.980] | 0.500 | 4 of 10 | 1,234 | 3 |" in page and "| not tried: - |" in page
+    assert (
+        "| **feature extraction** | 0.950 [0.911, 0.980] | 0.100 | 4 of 10 | 1,234 | 3 |" in page
+        and "| not tried: - |" in page
+    )
 
 
 SLEEPER = """
