@@ -128,9 +128,10 @@ class Candidates:
         costs = Costs(photo, photos["train"], photos["validation"], start=seconds, end=end)
         for row in self.choice["candidates"]:
             if row["state"] == "trained" and row["planned_epochs"]:
-                # Its epochs have shown the costs better than the scoring of a few photos.
-                training = self._validation(row["strategy"])["training"]
-                photo = training["seconds"] / training["epochs"] / costs.forward_passes(row["strategy"])
+                # Its epochs have shown the costs better than the scoring of a few photos. A resumed run counts only
+                # the seconds since the restart.
+                spent = max(self._validation(row["strategy"])["training"]["seconds"], row["seconds"] - costs.start)
+                photo = spent / row["epochs"] / costs.forward_passes(row["strategy"])
                 costs = Costs(photo, costs.train, costs.validation, costs.start, costs.end)
         return costs
 
