@@ -41,29 +41,33 @@ def open_candidates(
     """
     if arguments.restart and any((output / name).exists() for name in (CHOICE, STATUS)):
         print(f"the earlier run is renamed to {output.rename(free_name(output))}")
+    choice = {"schema": 1, "command": command, "minutes": arguments.minutes, "candidates": []}
+    choice |= {"chosen": None, "reason": None, "seconds": None}
     if (output / CHOICE).exists():
-        choice = _earlier_choice(output, command)
+        choice = _earlier_choice(output, command) or choice
     else:
         check_folder(output)
         for name in (STATUS, PAGE, "candidates"):
             if (output / name).exists():
                 remedy = "choose another --output_dir" + (" or add --restart" if name == STATUS else "")
                 raise UsageError(f"--output_dir {output} holds {name}, but no run of agritransfer train; {remedy}")
-        choice = {"schema": 1, "command": command, "minutes": arguments.minutes, "candidates": []}
-        choice |= {"chosen": None, "reason": None, "seconds": None}
     make_folder(output / "candidates")
     return Candidates(output, arguments.dataset, arguments.model_name_or_path, tuple(training_flags), choice)
 
 
-def _earlier_choice(output: Path, command: str) -> dict[str, Any]:
+def _earlier_choice(output: Path, command: str) -> dict[str, Any] | None:
+    """What an earlier session has reached; None if it trained nothing, as with a wrong flag."""
     if not is_report(output / CHOICE, "candidates", "command", "chosen"):
         raise UsageError(f"{output / CHOICE} is of no run of agritransfer train; choose another --output_dir")
     choice = json.loads((output / CHOICE).read_text(encoding="utf-8"))
-    if changes := differences(choice["command"], command, ("--output_dir",)):
+    changes = differences(choice["command"], command, ("--output_dir",))
+    if not changes:
+        return choice
+    if any(row["state"] == "trained" for row in choice["candidates"]):
         raise UsageError(
             f"{output} holds a run with other flags: {changes}; choose a new --output_dir or add --restart"
         )
-    return choice
+    return None
 
 
 @dataclass

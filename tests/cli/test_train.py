@@ -194,6 +194,16 @@ def test_the_exit_code_of_a_script_is_passed_on_and_the_same_command_goes_on(
     assert [name for name in ran if name.endswith("test")] == ["head, test"]
 
 
+def test_a_flag_can_be_corrected_as_long_as_nothing_is_trained(tmp_path, pretended, capsys):
+    ends, ran = pretended
+    ends |= {"head": (2, "--image_size 30 does not fit")}
+    assert train(tmp_path, "--image_size", "30") == 2
+    ends.clear()
+    assert train(tmp_path, "--image_size", "32") == 0
+    assert train(tmp_path, "--image_size", "64") == 2
+    assert "holds a run with other flags: --image_size was 32, is 64;" in capsys.readouterr().err
+
+
 def test_a_network_without_adapters_is_trained_without_lora_unless_lora_was_asked_for(tmp_path, pretended, capsys):
     ends, ran = pretended
     ends |= {"lora": (2, "its adapters could not be merged")}
