@@ -267,7 +267,7 @@ def _training_facts(run: Run, trainer: ImageTrainer, splits: Splits) -> dict[str
 
 
 def _write_validation(folder: Path, results: dict[str, Any], logits: np.ndarray, truth: np.ndarray) -> None:
-    """Write `validation.json`: the results without test, with the log loss by which near ties are broken."""
+    """Write `validation.json`: the results without test, with the calibrated log loss of the validation photos."""
     calibrated = calibrated_probabilities(logits, results["calibration"]["temperature"])
     log_loss = float(-np.log(calibrated[np.arange(len(truth)), truth]).mean())
     results["validation"] = {**results["validation"], "log_loss_calibrated": log_loss}
