@@ -104,6 +104,6 @@ def _cells(row: Row) -> list[str]:
 
 
 def chosen_from(choice: dict[str, Any]) -> list[Row]:
-    """The entry of that name in `results.json`: every candidate, without how it was run."""
-    names = ("strategy", "state", "note", "macro_f1", "macro_f1_ci95", "log_loss", "epochs", "seconds")
+    """The entry of that name in `results.json`: every candidate, without notes, which may name files of this disk."""
+    names = ("strategy", "state", "macro_f1", "macro_f1_ci95", "log_loss", "epochs", "seconds")
     return [{name: row[name] for name in names if name in row} for row in choice["candidates"]]
