@@ -32,7 +32,7 @@ class Pass(TrainerCallback):
         self.clock.now += self.seconds
 
 
-@pytest.mark.parametrize("load_best", [True, False])
+@pytest.mark.parametrize("load_best", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_run_that_stopped_early_does_not_train_on_when_it_is_started_again(load_best, tmp_path):
     changes = {"num_train_epochs": 9, "load_best_model_at_end": load_best, "save_total_limit": 1}
     first = trainer_of(
