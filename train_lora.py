@@ -59,7 +59,7 @@ def main(data_args, model_args, lora_args, training_args):
 
         # Results: save the best weights, check the saved model, score it and publish it
         training.save_model(trainer, processor, splits, base_model)
-        outputs = training.score_run(trainer, splits, shift, store)
+        outputs = training.score_run(run, trainer, splits, shift, store)
         training.write_results(run, trainer, splits, shift, outputs, base_model)
         hub.publish_run(run.folder, destination)
 

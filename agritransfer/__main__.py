@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agritransfer.cli import audit, compare, export, predict, publish, publish_dataset, rank
+from agritransfer.cli import audit, compare, export, predict, publish, publish_dataset, rank, train
 from agritransfer.cli.flag_checks import check_flags
 from agritransfer.errors import DataError, PublishError, UsageError
 from agritransfer.runtime.help_format import HelpFormatter
@@ -15,6 +15,7 @@ from agritransfer.runtime.process import begin_process
 from agritransfer.strategies import SCRIPTS
 
 COMMANDS = {
+    "train": train,
     "audit": audit,
     "rank": rank,
     "compare": compare,
@@ -23,6 +24,8 @@ COMMANDS = {
     "publish": publish,
     "publish-dataset": publish_dataset,
 }
+# They run the training scripts and pass on the flags that they do not know.
+PASSING_ON = (train, compare)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,13 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin_process()
     parser = build_parser()
     arguments, others = parser.parse_known_args(words)
-    if others and arguments.command != "compare":
+    if others and COMMANDS[arguments.command] not in PASSING_ON:
         parser.error(f"unknown flag {others[0]}; see agritransfer {arguments.command} --help")
     try:
         check_flags(arguments, words)
-        # Flags that compare does not know belong to the training scripts.
         command = COMMANDS[arguments.command]
-        return compare.run(arguments, others) if command is compare else command.run(arguments)
+        return command.run(arguments, others) if command in PASSING_ON else command.run(arguments)
     except (UsageError, DataError, PublishError) as error:
         print(f"agritransfer {arguments.command}: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -143,6 +143,13 @@ class DataArguments:
         "runs once per epoch and the best weights are kept.",
         allowed=Range(least=0),
     )
+    max_minutes: float | None = _flag(
+        "training and evaluation",
+        None,
+        "End training after the epoch after which the next one would exceed N minutes of training, and keep the best "
+        "weights so far. The minutes before an interruption count.",
+        allowed=Range(above=0),
+    )
     target_error: float = _flag(
         "training and evaluation",
         0.05,
@@ -177,6 +184,12 @@ class DataArguments:
         "run",
         False,
         "Download photos and model, check every photo and exit. Then HF_HUB_OFFLINE=1 trains without a network.",
+    )
+    skip_test: bool = _flag(
+        "run",
+        False,
+        "Score the validation photos only and write validation.json, to choose among runs by validation. The same "
+        "command without this flag then scores the test and field photos; it does not train again.",
     )
     restart: bool = _flag(
         "run",

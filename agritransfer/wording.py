@@ -14,6 +14,13 @@ def listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def duration(seconds: float) -> str:
+    """A duration in seconds as readable text."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def escaped(name: str) -> str:
     """A file name in printable UTF-8, reversed by `unescaped`.
 

@@ -12,6 +12,7 @@ from conftest import ROOT, put_photos
 from PIL import Image, ImageDraw
 
 from benchmarks.__main__ import MEASUREMENTS
+from benchmarks.choice_rules import RULES, losses
 from benchmarks.head_first import error_ratio
 from benchmarks.lab_and_field import describe, draw, mean_score, read_runs
 from benchmarks.resize_modes import cut_out, scores
@@ -72,6 +73,18 @@ def test_the_time_to_a_score_counts_the_first_time_and_tells_of_turns_without_it
     assert ratio.guarded is False
     assert "in 1 of 2 turns ours did not reach the score of peer (0.900" in note
     assert reached("leaves", "ours", ours[1:], "peer", theirs[1:])[0] is None
+
+
+def test_a_rule_loses_what_the_best_of_the_three_has_more_on_the_test():
+    def candidate(strategy, macro_f1, log_loss, weights, test):
+        scores = {"macro_f1": macro_f1, "macro_f1_ci95": [macro_f1 - 0.04, 1.0], "log_loss": log_loss, "test": test}
+        return {"strategy": strategy, "state": "trained", "trainable_parameters": weights, **scores}
+
+    rows = [candidate("head", 0.95, 0.3, 1, 0.90), candidate("lora", 0.94, 0.2, 2, 0.96)]
+    rows += [candidate("finetune", 0.90, 0.1, 9, 0.93)]
+    lost = {name: round(losses(rule, [rows], "test")[0], 6) for name, rule in RULES.items()}
+    # The fewest weights among near ties are the head's; fine-tuning is no near tie.
+    assert list(lost.values()) == [6, 3, 0, 6, 0, 0, 3, 6]
 
 
 def test_the_table_names_what_was_missed_and_what_was_not_the_same_work():

@@ -115,8 +115,8 @@ def check_subcommand(words: list[str]) -> None:
     elif "--help" not in words:
         assert words[0] in SUBCOMMANDS, words
         _, others = build_parser().parse_known_args(words)
-        assert not others or words[0] == "compare", others
-        # What compare hands on belongs to the training scripts.
+        assert not others or words[0] in ("train", "compare"), others
+        # What they hand on belongs to the training scripts.
         assert {word for word in others if word.startswith("--")} <= known_flags()
 
 

@@ -13,16 +13,14 @@ runs are kept. --runs trains nothing and compares existing runs.
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
-from agritransfer.arguments import ModelArguments
 from agritransfer.cli.outputs import is_report
+from agritransfer.cli.scripts import as_typed, flags_for, last_line, make_folder, run_script
 from agritransfer.errors import UsageError
 from agritransfer.strategies import STRATEGIES
 
-SCRIPTS = Path(__file__).parent.parent.parent
 # What a comparison writes beside the runs.
 WRITTEN = ("comparison.json", "report.md", "report.html", "figures/scores.png", "figures/costs.png")
 
@@ -134,19 +132,18 @@ def _train(arguments: argparse.Namespace, training_flags: list[str], output: Pat
     # All strategies of one seed before the next seed, so that an interrupted comparison is balanced.
     planned = [(strategy, seed) for seed in range(arguments.seeds) for strategy in dict.fromkeys(arguments.strategies)]
     folders = [output / f"{strategy}-seed{seed}" for strategy, seed in planned]
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output_dir {output} cannot be used: {error.strerror}; choose another folder") from error
+    make_folder(output)
     for number, ((strategy, seed), folder) in enumerate(zip(planned, folders, strict=True), start=1):
         command = _command(arguments, strategy, seed, folder, training_flags)
         if (folder / "results.json").is_file():
             _check_same_command(folder, command)
             print(f"{number}/{len(planned)} {folder.name}: already finished", flush=True)
             continue
-        print(f"{number}/{len(planned)} {folder.name}: {shlex.join(['python', *command])}", flush=True)
-        code = _run_script(command + (["--restart"] if folder.exists() else []), output / f"{folder.name}.log")
+        print(f"{number}/{len(planned)} {folder.name}: {as_typed(command)}", flush=True)
+        log = output / f"{folder.name}.log"
+        code = run_script(command + (["--restart"] if folder.exists() else []), log)
         if code:
+            print(f"agritransfer compare: error: {last_line(log)} (full log: {log})", file=sys.stderr)
             return folders, code
         print(f"    {_outcome(folder)}", flush=True)
     return folders, 0
@@ -163,41 +160,13 @@ def _command(
     if arguments.shift_dataset_name is not None:
         command += ["--shift_dataset_name", arguments.shift_dataset_name]
     command += ["--num_train_epochs", str(arguments.budget_epochs), "--seed", str(seed), "--output_dir", str(folder)]
-    return command + _flags_for(strategy, training_flags)
-
-
-def _flags_for(strategy: str, training_flags: list[str]) -> list[str]:
-    """The flags that this strategy's script knows: all but those that only other strategies have."""
-    of_model = set(ModelArguments.__dataclass_fields__)
-    own = {name for other in STRATEGIES.values() for name in other.arguments.__dataclass_fields__} | of_model
-    known = set(STRATEGIES[strategy].arguments.__dataclass_fields__) - of_model
-    # Training from scratch could take a model too, for its architecture; here it has a small network of its own.
-    foreign = own - known - (of_model if STRATEGIES[strategy].pretrained else set())
-    # Feature extraction shares the flags of fine-tuning but has no use for these.
-    foreign |= {"head_first", "layer_decay", "head_learning_rate"} if strategy == "head" else set()
-    kept, keeping = [], True
-    for word in training_flags:
-        if word.startswith("--"):
-            keeping = word[2:].split("=")[0].replace("-", "_") not in foreign
-        kept += [word] if keeping else []
-    return kept
+    return command + flags_for(strategy, training_flags)
 
 
 def _check_same_command(folder: Path, command: list[str]) -> None:
     done = json.loads((folder / "results.json").read_text(encoding="utf-8"))["command"]
     if [word for word in shlex.split(done)[1:] if word != "--restart"] != command:
         raise UsageError(f"{folder} holds a run with other flags; choose another --output_dir or delete that folder")
-
-
-def _run_script(command: list[str], log: Path) -> int:
-    """Run a training script with its output in a log file; if it fails, the last line of the log is printed."""
-    with log.open("w", encoding="utf-8") as file:
-        script = [sys.executable, str(SCRIPTS / command[0]), *command[1:]]
-        code = subprocess.run(script, stdout=file, stderr=subprocess.STDOUT).returncode
-    if code:
-        last = (log.read_text(encoding="utf-8").strip() or "no output").splitlines()[-1]
-        print(f"agritransfer compare: error: {last} (full log: {log})", file=sys.stderr)
-    return code
 
 
 def _outcome(folder: Path) -> str:

@@ -11,6 +11,7 @@ from agritransfer.runtime.flag_checks import check_split, check_words, flag_name
 NUMBERS = {field.name: field.metadata["allowed"] for field in fields(DataArguments) if "allowed" in field.metadata}
 NUMBERS |= dict.fromkeys(("batch_size", "budget_epochs"), COUNT)
 NUMBERS["seeds"] = Range(least=1, most=1000)
+NUMBERS["minutes"] = Range(above=0)
 
 
 def check_flags(arguments: argparse.Namespace, words: Sequence[str]) -> None:

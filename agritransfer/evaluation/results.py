@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from agritransfer.data.dataset import Splits
 
 KNOWN_FILE = "known_features.safetensors"
+# Of a run that was scored on the validation photos only.
+VALIDATION_FILE = "validation.json"
 
 
 def score(logits: np.ndarray, truth: np.ndarray, labels: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
@@ -71,6 +73,17 @@ def score_splits(
 def read_results(folder: Path) -> dict[str, Any]:
     """The results of a finished run."""
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def read_validation(folder: Path) -> dict[str, Any]:
+    """The results without test of a run with `--skip_test`."""
+    return json.loads((folder / VALIDATION_FILE).read_text(encoding="utf-8"))
+
+
+def validation_line(results: dict[str, Any]) -> str:
+    """The validation score and the seconds of a run in one line."""
+    scores, seconds = results["validation"], results["training"]["seconds"]
+    return f"validation macro F1 {interval_text(scores, 'macro_f1')}; trained in {seconds:.0f} s"
 
 
 def read_calibration(folder: Path) -> tuple[dict[str, Any], Known | None] | None:

@@ -341,7 +341,20 @@ def _training(results: dict[str, Any]) -> str:
         what = "The head was fitted as a logistic regression on the features of the frozen backbone"
         kept = f"C={training['penalty']:g} was the best of {training['steps']} penalties on the validation photos"
     where = f"{training['num_processes']} x {training['device']}"
-    return f"{what} in {training['seconds']:.0f} s on {where}; {kept}. {versions}."
+    return f"{what} in {training['seconds']:.0f} s on {where}; {kept}. {_chosen_from(results)}{versions}."
+
+
+def _chosen_from(results: dict[str, Any]) -> str:
+    """Which candidates the validation photos chose from, as a sentence; nothing if there was one."""
+    # Only runs of `agritransfer train` have it.
+    trained = [row for row in results.get("chosen_from", ()) if row["state"] == "trained"]
+    if len(trained) < 2:
+        return ""
+    scores = [f"{STRATEGIES[row['strategy']].title} ({row['macro_f1']:.3f})" for row in trained]
+    return (
+        f"The validation photos chose it among {counted(len(trained), 'candidate')}, by their macro F1: "
+        f"{listed(scores)}. "
+    )
 
 
 def _limits(results: dict[str, Any]) -> str:

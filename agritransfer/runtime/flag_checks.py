@@ -118,6 +118,8 @@ def check_layers(given: set[str], chosen: Namespace) -> None:
 def check_strategies(given: set[str], chosen: Namespace) -> None:
     """What needs validation scores has them, and the best weights are saved when they are scored."""
     scored, saved = chosen.eval_strategy, chosen.save_strategy
+    if saved == "no" and chosen.skip_test:
+        raise UsageError("--skip_test needs a checkpoint for the later test; remove it or --save_strategy no")
     if scored == "no" and chosen.early_stopping_patience:
         raise UsageError("--early_stopping_patience needs a validation score; remove it or --eval_strategy no")
     if scored == "no" and chosen.lr_scheduler_type in FOLLOWING:

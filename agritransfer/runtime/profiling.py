@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from agritransfer.wording import duration
+
 
 class Times:
     """Seconds spent in each stage of a run; time in a nested stage is counted only for the nested one."""
@@ -35,13 +37,6 @@ class Times:
         total = sum(self.seconds.values())
         shares = sorted(self.seconds.items(), key=lambda entry: -entry[1])
         return f"time, {duration(total)}: " + ", ".join(f"{stage} {part / total:.0%}" for stage, part in shares)
-
-
-def duration(seconds: float) -> str:
-    """A duration in seconds as readable text."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class PeakMemory:

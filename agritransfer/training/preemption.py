@@ -107,7 +107,7 @@ class SafeStop(TrainerCallback):
         finite = torch.isfinite(torch.stack(self.losses)).tolist()
         diverging = [file for fine, files in zip(finite, self.files, strict=True) if not fine for file in files]
         self.losses, self.files = [], []
-        self.agreed, diverged, faulty = _agree(bool(self.asked), bool(diverging), bool(self.faults))
+        self.agreed, diverged, faulty = agree(bool(self.asked), bool(diverging), bool(self.faults))
         if faulty:
             self._handle_broken_photos(state)
         if diverged:
@@ -150,7 +150,7 @@ def broken_in(state: TrainerState) -> list[str]:
     return [entry["broken"] for entry in state.log_history if "broken" in entry]
 
 
-def _agree(*mine: bool) -> list[bool]:
+def agree(*mine: bool) -> list[bool]:
     """For each value, whether it is true in any process."""
     state = PartialState()
     if state.num_processes == 1:

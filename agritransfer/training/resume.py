@@ -23,7 +23,7 @@ from agritransfer.training.trainer import SETTINGS
 # loaded, what is shown, kept and uploaded, and what happens after training.
 MAY_DIFFER = {
     *("output_dir", "dataset_name", "dataset_revision", "shift_dataset_name", "splits_file", "recipe", "restart"),
-    *("model_name_or_path", "model_revision", "max_train_samples", "max_eval_samples", "download_only"),
+    *("model_name_or_path", "model_revision", "max_train_samples", "max_eval_samples", "download_only", "skip_test"),
     *("share_splits", "license", "target_error", "push_to_hub", "hub_strategy", "hub_model_id", "hub_private_repo"),
     *("hub_token", "hub_always_push", "hub_revision", "report_to", "run_name", "project", "disable_tqdm", "debug"),
     *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics", "local_rank"),

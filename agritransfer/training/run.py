@@ -5,14 +5,10 @@ scored photo, figures, and `status.json`.
 """
 
 import json
-import platform
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +19,32 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from agritransfer.arguments import DataArguments
-from agritransfer.data.dataset import SPLITS, Splits, write_splits_file
+from agritransfer.data.dataset import Splits, write_splits_file
 from agritransfer.data.readers.source import Photo
 from agritransfer.errors import DataError, DivergedError, Preempted, PublishError, StorageError, UsageError
 from agritransfer.evaluation.calibration import calibrated_probabilities, confidence_bins
 from agritransfer.evaluation.inference import predict
 from agritransfer.evaluation.plots import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
 from agritransfer.evaluation.predictions import write_predictions
-from agritransfer.evaluation.results import KNOWN_FILE, read_results, results_table, score_splits
+from agritransfer.evaluation.results import (
+    KNOWN_FILE,
+    VALIDATION_FILE,
+    read_results,
+    read_validation,
+    results_table,
+    score_splits,
+    validation_line,
+)
 from agritransfer.evaluation.trainer_metric import check_selection
 from agritransfer.images.augmentation import check_augmentation
 from agritransfer.images.decoding import decode_photo
 from agritransfer.images.pixel_cache import PixelStore
 from agritransfer.models.loading import load_classifier
 from agritransfer.runtime.command_line import settings_line
+from agritransfer.runtime.commands import command_line, differences
 from agritransfer.runtime.process import prepare_process, say
-from agritransfer.runtime.profiling import PeakMemory
-from agritransfer.training.learning_curve import still_rising
+from agritransfer.runtime.profiling import PeakMemory, Times
+from agritransfer.training.facts import data_facts, environment_facts, training_facts
 from agritransfer.training.preemption import broken_in, preemptible
 from agritransfer.training.run_folder import check_folder, reserve_folder, write_status
 from agritransfer.training.trainer import ImageTrainer
@@ -47,16 +52,21 @@ from agritransfer.training.trainer_checks import check_trainer_flags
 from agritransfer.wording import escaped
 
 SCHEMA = 1
-PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate")
+# Flags in which the command that scores the test photos may differ from the one that trained without.
+APART = ("--skip_test", "--output_dir", "--restart")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run in progress: its arguments (`DataArguments` first, the Trainer's last), its folder, the peak memory."""
+    """A run in progress: its arguments (`DataArguments` first, the Trainer's last) and its folder.
+
+    `memory` has the peak of each stage, `times` the seconds of scoring each split.
+    """
 
     arguments: tuple[Any, ...]
     folder: Path
     memory: PeakMemory
+    times: Times = field(default_factory=Times)
 
     @property
     def data_args(self) -> DataArguments:
@@ -92,7 +102,8 @@ def start_run(*arguments: Any) -> Iterator[Run]:
         _check_name(folder)
         check_trainer_flags(args)
         check_folder(folder)
-        _check_unused(folder, restart, args.push_to_hub)
+        _check_publishing(run)
+        _check_unused(run)
         # After the results of a finished run, which need no GPU, have been printed.
         prepare_process(args)
         PartialState().wait_for_everyone()
@@ -139,37 +150,28 @@ def _check_name(folder: Path) -> None:
         raise UsageError(f"--output_dir '{escaped(name)}' is not in UTF-8, which weights need; choose another name")
 
 
-def _check_unused(folder: Path, restart: bool, push_to_hub: bool) -> None:
-    if restart or not (folder / "results.json").exists():
+def _check_publishing(run: Run) -> None:
+    if run.data_args.skip_test and run.training_args.push_to_hub:
+        raise UsageError("--push_to_hub publishes the test scores, which --skip_test leaves out; remove one of them")
+
+
+def _check_unused(run: Run) -> None:
+    """End the process with the scores of a finished run; raise `UsageError` if its flags were others."""
+    folder, skip_test = run.folder, run.data_args.skip_test
+    finished, validated = (folder / "results.json").exists(), (folder / VALIDATION_FILE).exists()
+    if run.data_args.restart or not (finished or validated):
         return
-    results = read_results(folder)
-    if results["command"] != command_line():
-        changes = _differences(results["command"], command_line())
+    results = read_results(folder) if finished else read_validation(folder)
+    if changes := differences(results["command"], command_line(), APART):
         raise UsageError(f"{folder} holds another finished run: {changes}; choose a new --output_dir or add --restart")
-    say(f"the run in {folder} is finished; results:\n{results_table(results)}")
-    if push_to_hub and not (folder / "published.json").exists():
+    if not finished and not skip_test:
+        return
+    told = f"; results:\n{results_table(results)}" if finished else f"; {validation_line(results)}"
+    say(f"the run in {folder} is finished{told}")
+    if run.training_args.push_to_hub and not (folder / "published.json").exists():
         again = f"agritransfer publish {folder} --repo_id USER/NAME"
         sys.exit(_say(PublishError(f"the run is not published yet; run {again}")))
     sys.exit(0)
-
-
-def _differences(then: str, now: str) -> str:
-    """The flags that differ between two commands, with both values."""
-    was, asked = _flags_of(then), _flags_of(now)
-    names = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
-    changes = (f"{name} was {was.get(name, 'not given')}, is {asked.get(name, 'not given')}" for name in names)
-    return "; ".join(changes) or "the same flags in another order"
-
-
-def _flags_of(command: str) -> dict[str, str]:
-    """The words after each flag; the words before the first flag are stored under "script"."""
-    flags, name = {"script": []}, "script"
-    for word in shlex.split(command):
-        flag, given, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        name = flag or name
-        flags.setdefault(name, [])
-        flags[name] += [value] if given or not flag else []
-    return {name: " ".join(words) or "set" for name, words in flags.items()}
 
 
 def _say(error: Exception | Preempted, before: str = "error: ", after: str = "") -> int:
@@ -178,23 +180,21 @@ def _say(error: Exception | Preempted, before: str = "error: ", after: str = "")
     return error.exit_code
 
 
-def command_line() -> str:
-    """The command that started this process: a script, or `agritransfer` with a subcommand."""
-    program = Path(sys.argv[0])
-    command = shlex.join([*(["python", program.name] if program.suffix else sys.argv[0].split()), *sys.argv[1:]])
-    # The path of a folder may hold bytes that are not UTF-8.
-    return command.encode("utf-8", "backslashreplace").decode()
-
-
 def score_run(
-    trainer: ImageTrainer, splits: Splits, shift: Splits | None, store: PixelStore
+    run: Run, trainer: ImageTrainer, splits: Splits, shift: Splits | None, store: PixelStore
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Logits and features of the saved model, loaded as a user would; the test split is used only here, and once."""
     PartialState().wait_for_everyone()
-    model, processor = load_classifier(Path(trainer.args.output_dir))
-    batch_size = trainer.args.per_device_eval_batch_size
-    sources = {"validation": splits, "test": splits} | ({"shift": shift} if shift else {})
-    return {split: predict(model, s.dataset(split, processor, store), batch_size) for split, s in sources.items()}
+    model, processor = load_classifier(run.folder)
+    sources = {"validation": splits}
+    if not run.data_args.skip_test:
+        sources |= {"test": splits} | ({"shift": shift} if shift else {})
+    outputs = {}
+    for split, photos in sources.items():
+        with run.times.spent(split):
+            dataset = photos.dataset(split, processor, store)
+            outputs[split] = predict(model, dataset, trainer.args.per_device_eval_batch_size)
+    return outputs
 
 
 def write_results(
@@ -208,15 +208,16 @@ def write_results(
 ) -> None:
     """Write `results.json`, `splits.csv`, `predictions.csv`, the known features and the figures; print the table.
 
-    `architecture` names the model whose network was trained from random weights.
+    With `--skip_test` only `validation.json` is written. `architecture` names the model whose network was trained from
+    random weights.
     """
     if not trainer.args.should_save:
         return
-    folder, memory = run.folder, run.memory
+    folder = run.folder
     run.end_stage("scoring")
     sources = {split: shift if split == "shift" else splits for split in outputs}
     scores, calibration, known = score_splits(outputs, sources, run.data_args.target_error)
-    if shift:
+    if "shift" in scores:
         scores["shift"] = {"name": shift.name, "fingerprint": shift.fingerprint, **scores["shift"]}
     results = {
         "schema": SCHEMA,
@@ -224,19 +225,22 @@ def write_results(
         "base_model": base_model,
         "architecture": architecture,
         "input": {"image_size": trainer.processor.image_size, "resize_mode": run.data_args.resize_mode},
-        **_data_facts(splits, shift, [*splits.broken, *broken_in(trainer.state)]),
+        **data_facts(splits, shift, [*splits.broken, *broken_in(trainer.state)]),
         "validation": scores["validation"],
-        "test": scores["test"],
-        "shift": scores.get("shift"),
+        **({"test": scores["test"], "shift": scores.get("shift")} if "test" in scores else {}),
         "calibration": calibration,
-        "training": _training_facts(trainer, load_classifier(folder)[0].num_parameters(), memory),
-        "environment": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-            "git_commit": _commit(),
-        },
+        "training": _training_facts(run, trainer, splits),
+        "environment": environment_facts(),
         "command": command_line(),
     }
+    if run.data_args.skip_test:
+        results["scoring"] = {
+            "photos": len(splits.of("validation")),
+            "seconds": round(run.times.seconds["validation"], 3),
+            "unscored": len(splits.of("test")) + (len(shift.of("shift")) if shift else 0),
+        }
+        _write_validation(folder, results, outputs["validation"][0], np.array(splits.label_indices("validation")))
+        return
     write_splits_file(folder / "splits.csv", splits)
     write_predictions(
         folder / "predictions.csv",
@@ -254,75 +258,22 @@ def write_results(
     print(f'or, to allow the answer "not sure": agritransfer predict {folder} PHOTOS')
 
 
-def _data_facts(splits: Splits, shift: Splits | None, broken: list[str]) -> dict[str, Any]:
-    # Streamed train photos are not read before training.
-    into_shift = {
-        "found": None if splits.stream else splits.shift_leaks,
-        "dropped": splits.shift_leaks if splits.leaks_dropped else 0,
-    }
-    return {
-        "dataset": {
-            "name": splits.name,
-            "revision": splits.revision,
-            "config": splits.config,
-            "fingerprint": splits.fingerprint,
-            "labels": splits.labels,
-            "counts": {split: splits.label_counts(split) for split in SPLITS},
-            "streamed": splits.stream is not None,
-            "notes": list(splits.notes),
-        },
-        "selection": {**asdict(splits.selection), "photos_over_limits": splits.over_limits},
-        "splits": {
-            "method": splits.method,
-            "seed": splits.seed,
-            "leakage": {
-                "found": None if splits.stream else len(splits.leaked),
-                "dropped": len(splits.leaked) if splits.leaks_dropped else 0,
-                **({"shift": into_shift} if shift else {}),
-            },
-            "broken": {"found": len(broken), "skipped": len(broken)},
-        },
-    }
+def _training_facts(run: Run, trainer: ImageTrainer, splits: Splits) -> dict[str, Any]:
+    """Those of the session that trained, if it skipped the test."""
+    if (run.folder / VALIDATION_FILE).exists():
+        earlier = read_validation(run.folder)
+        if earlier["dataset"]["fingerprint"] == splits.fingerprint:
+            return earlier["training"]
+    return training_facts(trainer, load_classifier(run.folder)[0].num_parameters(), run.memory)
 
 
-def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMemory) -> dict[str, Any]:
-    state = trainer.state
-    speed = next(entry for entry in reversed(state.log_history) if "train_runtime" in entry)
-    # Filling a cache and fitting a head first are part of the training time.
-    seconds = sum(trainer.times.seconds.values())
-    photos = speed["train_runtime"] * speed["train_samples_per_second"]
-    on_gpu = trainer.args.device.type == "cuda"
-    chosen_by = trainer.args.metric_for_best_model.removeprefix("eval_")
-    chosen_by = None if state.best_global_step is None else chosen_by
-    best_step = trainer.kept_step
-    # A linear probe has penalties in place of steps.
-    penalties = {entry["step"]: entry["penalty"] for entry in state.log_history if "penalty" in entry}
-    return {
-        "epochs": round(state.epoch, 4),
-        "steps": state.global_step,
-        "best_step": best_step,
-        # The validation score that chose this step; None for the last step of a run that chose none.
-        "chosen_by": chosen_by,
-        "penalty": penalties.get(best_step),
-        # Whether more epochs would probably have helped.
-        "still_rising": still_rising(state.log_history),
-        "seconds": round(seconds, 1),
-        "images_per_second": round(photos / seconds, 2),
-        "peak_memory_bytes": memory.highest(on_gpu),
-        "trainable_parameters": trainer.trainable_parameters,
-        "total_parameters": total_parameters,
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "num_processes": trainer.args.world_size,
-    }
-
-
-def _commit() -> str | None:
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        # A downloaded archive has no git history.
-        return None
+def _write_validation(folder: Path, results: dict[str, Any], logits: np.ndarray, truth: np.ndarray) -> None:
+    """Write `validation.json`: the results without test, with the calibrated log loss of the validation photos."""
+    calibrated = calibrated_probabilities(logits, results["calibration"]["temperature"])
+    log_loss = float(-np.log(calibrated[np.arange(len(truth)), truth]).mean())
+    results["validation"] = {**results["validation"], "log_loss_calibrated": log_loss}
+    (folder / VALIDATION_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"{validation_line(results)}; to score the test photos, run the same command without --skip_test")
 
 
 def _draw_figures(folder: Path, trainer: ImageTrainer, splits: Splits, logits: np.ndarray, results: dict) -> None:

@@ -11,6 +11,7 @@ STATUS = "status.json"
 # What a run writes under names that other programs use too.
 WRITTEN = {
     *("model.safetensors", "config.json", "preprocessor_config.json", "results.json", "README.md"),
+    "validation.json",
     *("splits.csv", "predictions.csv", "figures", "adapter", "onnx"),
 }
 

@@ -51,6 +51,7 @@ def build_trainer(
         augment=build_augmentation(data_args.augmentation, processor.image_size, len(splits.labels)),
         class_weights=class_weights(data_args.class_weights, splits.label_counts("train")),
         early_stopping_patience=data_args.early_stopping_patience or None,
+        max_minutes=data_args.max_minutes,
         parameter_groups=parameter_groups,
         compute_metrics=compute_metrics,
     )

@@ -21,6 +21,7 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_utils import rotate_checkpoints
@@ -36,9 +37,10 @@ from agritransfer.models.structure import count_parameters
 from agritransfer.runtime.process import say
 from agritransfer.runtime.profiling import Times
 from agritransfer.training.callbacks import MovementCheck, PassOver, ProgressLines, SaveBest, SeededSteps, TimeForecast
-from agritransfer.training.checkpoints import MANIFEST, fault_of, follow_umask, write_manifest
+from agritransfer.training.checkpoints import MANIFEST, TRAINER_STATE, fault_of, follow_umask, write_manifest
 from agritransfer.training.losses import classification_loss
 from agritransfer.training.preemption import SafeStop, ignore_signals
+from agritransfer.training.time_limit import TimeLimit
 from agritransfer.wording import counted
 
 SETTINGS = "settings.json"
@@ -67,6 +69,7 @@ class ImageTrainer(Trainer):
         settings: dict[str, Any],
         args: TrainingArguments,
         train_dataset: Dataset,
+        max_minutes: float | None = None,
         parameter_groups: list[dict] | None = None,
         **kwargs: Any,
     ):
@@ -100,6 +103,8 @@ class ImageTrainer(Trainer):
         self.add_callback(TimeForecast(len(self.eval_dataset) / trained))
         if early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience))
+        if max_minutes is not None:
+            self.add_callback(TimeLimit(max_minutes, len(self.eval_dataset) / trained))
         self.add_callback(MovementCheck())
         if args.load_best_model_at_end:
             self.add_callback(SaveBest())
@@ -166,19 +171,32 @@ class ImageTrainer(Trainer):
         best = self.state.best_global_step
         return self.state.global_step if best is None else best
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | None = None) -> Any:
+        if resume_from_checkpoint is not None and has_ended(Path(resume_from_checkpoint)):
+            return self._take_up(resume_from_checkpoint)
         self._refuse_too_few_photos()
         # The last callback, so that a checkpoint is uploaded before `SafeStop` ends the run.
         self.add_callback(self.safe_stop)
         try:
             with self.times.spent("optimizer and the rest"):
-                output = super().train(*args, **kwargs)
+                output = super().train(resume_from_checkpoint)
         finally:
             self.remove_callback(self.safe_stop)
         if not (self.args.load_best_model_at_end and self.state.best_model_checkpoint):
             # The weights are those of the last step, so no other step may be named the best.
             self.state.best_global_step = None
         return output
+
+    def _take_up(self, checkpoint: str) -> None:
+        """Take the log and the weights of a run whose training had ended; the Trainer would train on after a stop."""
+        say("training had ended; nothing is trained again")
+        with self.times.spent("reading the weights"):
+            self.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE))
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+                self._load_best_model()
+            else:
+                self._load_from_checkpoint(checkpoint)
+                self.state.best_global_step = None
 
     def _refuse_too_few_photos(self) -> None:
         """Raise `UsageError` if dropping the last batch of an epoch would drop every photo."""
@@ -319,6 +337,12 @@ def _check_workers(args: TrainingArguments) -> None:
     if args.dataloader_multiprocessing_context not in (None, *known):
         unknown = args.dataloader_multiprocessing_context
         raise UsageError(f"--dataloader_multiprocessing_context {unknown} is unknown; use {', '.join(known)}")
+
+
+def has_ended(checkpoint: Path) -> bool:
+    """Whether training was over at this checkpoint: all steps done, stopped early, or out of time."""
+    state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
+    return state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
 
 
 def load_strictly(model: PreTrainedModel, checkpoint: str) -> None:

@@ -18,7 +18,7 @@ from finished_runs import EVERY_RUN, clean_environment, files_of
 from hubserver import serve
 from launching import LAUNCH, TOGETHER
 from shards import LABELS, put_parquet, put_tars
-from small_trainer import arguments, differing, trainer_of, vit, weights
+from small_trainer import StopAt, arguments, differing, trainer_of, vit, weights
 from survival import Session, SignalAtStep, digest
 from torch import nn
 from torch.utils.data import DataLoader
@@ -142,11 +142,6 @@ def test_photos_come_as_bytes_and_are_decoded_once_by_us_and_not_at_all_where_pa
 
 
 def test_a_resumed_run_decodes_no_photo_twice_and_ends_as_an_uninterrupted_one(parquet, tmp_path, monkeypatch):
-    class StopInTheSecondEpoch(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            # Twelve steps an epoch, each of two batches of one photo; five of the second epoch are done.
-            control.should_save = control.should_training_stop = state.global_step == 17
-
     def train(name: str, callbacks: list[TrainerCallback], resume: str | None = None) -> nn.Module:
         decoded.clear()
         batches = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
@@ -162,7 +157,8 @@ def test_a_resumed_run_decodes_no_photo_twice_and_ends_as_an_uninterrupted_one(p
     )
     whole = train("whole", [])
     assert len(decoded) == 48
-    train("run", [StopInTheSecondEpoch()])
+    # Twelve steps an epoch, each of two batches of one photo; five of the second epoch are done.
+    train("run", [StopAt(17)])
     resumed = train("run", [], str(tmp_path / "run/checkpoints/checkpoint-17"))
     assert len(decoded) == 24 - 10
     assert differing(weights(resumed), weights(whole)) == set()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agritransfer.__main__ import main
-from agritransfer.cli.compare import _flags_for
+from agritransfer.cli.scripts import flags_for
 from agritransfer.data.dataset import load_splits
 from agritransfer.data.readers.source import Photo
 from agritransfer.errors import DataError, UsageError
@@ -353,14 +353,16 @@ def test_the_command_says_in_one_line_what_it_cannot_do(tmp_path, capsys):
 
 def test_a_flag_of_one_strategy_goes_to_that_one():
     flags = ["--lora_r", "4", "--model_size=nano", "--image_size", "64", "--learning_rate", "-1", "--fp16"]
-    assert _flags_for("lora", flags) == ["--lora_r", "4", "--image_size", "64", "--learning_rate", "-1", "--fp16"]
-    assert _flags_for("scratch", flags) == ["--model_size=nano", *flags[3:]]
+    assert flags_for("lora", flags) == ["--lora_r", "4", "--image_size", "64", "--learning_rate", "-1", "--fp16"]
+    assert flags_for("scratch", flags) == ["--model_size=nano", *flags[3:]]
     of_model = ["--model_revision", "main", *flags[3:]]
-    assert _flags_for("finetune", of_model) == _flags_for("lora", of_model) == of_model
-    assert _flags_for("scratch", of_model) == flags[3:]
-    assert _flags_for("head", flags) == flags[3:]
-    assert _flags_for("head", ["--layer_decay", "0.75", "--seed", "1"]) == ["--seed", "1"]
-    assert _flags_for("head", ["--lora-r", "4", "--seed", "1"]) == ["--seed", "1"]
+    assert flags_for("finetune", of_model) == flags_for("lora", of_model) == of_model
+    assert flags_for("scratch", of_model) == flags[3:]
+    assert flags_for("head", flags) == flags[3:]
+    assert flags_for("head", ["--layer_decay", "0.75", "--seed", "1"]) == ["--seed", "1"]
+    assert flags_for("head", ["--lora-r", "4", "--seed", "1"]) == ["--seed", "1"]
+    assert flags_for("lora", ["--no_head_first", "--seed", "1"]) == ["--seed", "1"]
+    assert flags_for("head", ["--augmentation", "strong", "--seed", "1"], {"augmentation"}) == ["--seed", "1"]
 
 
 def backbone(folder: Path, tiny_vit: Path, photos: Path, blind: bool) -> Path:

@@ -28,6 +28,7 @@ OURS = {
     "cached_views": ("0", "-1"),
     "pixel_store_gb": ("0", "-1", "nan", "inf"),
     "early_stopping_patience": ("-1", str(2**40)),
+    "max_minutes": ("0", "-1", "nan", "inf"),
     "target_error": ("0", "1", "-1", "nan"),
     "shuffle_buffer": ("0", "-1"),
     "layer_decay": ("0", "-1", "1.5", "nan"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from agritransfer.images.augmentation import build_augmentation
 from agritransfer.images.preprocessing import describe_processor
@@ -45,6 +45,19 @@ def trainer_of(model: nn.Module, args: TrainingArguments, **changes) -> ImageTra
     defaults |= {"augment": build_augmentation("none", 32, 3), "early_stopping_patience": None, "settings": {}}
     defaults |= {"compute_metrics": scores_in_turn(0.1, 0.2, 0.3, 0.4, 0.5)}
     return ImageTrainer(model=model, args=args, **defaults | changes)
+
+
+class StopAt(TrainerCallback):
+    """Ends training once the checkpoint of a step is written; as after a signal, the checkpoint knows of no end."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_save or state.global_step == self.step
+
+    def on_save(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
 
 
 def scores_in_turn(*values: float):

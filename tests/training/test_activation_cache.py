@@ -8,6 +8,7 @@ import pytest
 import torch
 from networks import LORA, build
 from photo_trainer import Calls, trainer_of
+from small_trainer import StopAt
 from torch import nn
 from transformers import TrainerCallback
 
@@ -245,17 +246,6 @@ def test_without_the_flag_nothing_happens(splits, tmp_path, capsys):
     with frozen_prefix(trainer, splits, None, "light", ROOM):
         assert trainer.train_dataset is photos and trainer.settings == {}
     assert capsys.readouterr().out == ""
-
-
-class StopAt(TrainerCallback):
-    """Ends the run after a step, with a checkpoint."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
 
 
 @pytest.mark.script

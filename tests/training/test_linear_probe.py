@@ -11,7 +11,7 @@ from photo_trainer import Calls, trainer_of
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from transformers import TrainerCallback
+from small_trainer import StopAt
 
 from agritransfer.data.dataset import Splits, load_splits
 from agritransfer.errors import UsageError
@@ -143,11 +143,6 @@ def test_a_head_solved_first_is_the_one_that_fine_tuning_begins_with(kind, split
         assert torch.equal(tensor, alone.state_dict()[name]), name
 
 
-class StopAfterOneEpoch(TrainerCallback):
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_save = control.should_training_stop = True
-
-
 @pytest.mark.script
 @pytest.mark.parametrize("kind", ["vit", "timm efficientnet"])
 def test_a_resumed_run_takes_its_head_from_the_checkpoint_and_ends_as_an_uninterrupted_one(
@@ -163,7 +158,7 @@ def test_a_resumed_run_takes_its_head_from_the_checkpoint_and_ends_as_an_uninter
     assert photos == 24 + 6
     whole.train()
     stopped, _ = begun("run")
-    stopped.add_callback(StopAfterOneEpoch())
+    stopped.add_callback(StopAt(3))
     stopped.train()
     resumed, photos = begun("run")
     assert photos == 0

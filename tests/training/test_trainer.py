@@ -14,7 +14,7 @@ from networks import LORA
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_trainer import PROCESSOR, arguments, differing, photos, scores_in_turn, trainer_of, vit, weights
+from small_trainer import PROCESSOR, StopAt, arguments, differing, photos, scores_in_turn, trainer_of, vit, weights
 from torch import nn
 from transformers import (
     ConvNextV2Config,
@@ -61,13 +61,6 @@ class Remember(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         self.after_epoch.append(weights(model))
-
-
-class StopAfterTwoEpochs(TrainerCallback):
-    """Ends the run as a job at its time limit does, with the checkpoint written."""
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_training_stop = control.should_training_stop or state.epoch >= 2
 
 
 def test_the_stock_trainer_still_ends_with_a_mixture_in_place_of_the_best_model(tmp_path):
@@ -121,7 +114,7 @@ def test_an_interrupted_and_resumed_run_ends_as_an_uninterrupted_one(build, tmp_
         return trainer
 
     whole = run("whole", seed=0)
-    begun = run("begun", seed=0, callbacks=[StopAfterTwoEpochs()])
+    begun = run("begun", seed=0, callbacks=[StopAt(4)])
     assert (whole.state.global_step, begun.state.global_step) == (8, 4)
     assert differing(weights(begun.model), weights(whole.model))
     # Another seed for the network: all that it begins with must come from the checkpoint.
