@@ -294,6 +294,8 @@ def _training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMe
     best_step = state.best_global_step or state.global_step
     # A linear probe has penalties in place of steps.
     penalties = {entry["step"]: entry["penalty"] for entry in state.log_history if "penalty" in entry}
+    if penalties:
+        chosen_by = "log_loss"
     return {
         "epochs": round(state.epoch, 4),
         "steps": state.global_step,
