@@ -124,7 +124,7 @@ def resplit(folder: str, backbone: str, draws: int, train: float, heads: int) ->
             (place >= train) & (place < train + VALIDATION),
             place >= train + VALIDATION,
         )
-        logits = best_logits(features, labels, fit, validation, heads, random)
+        logits = best_logits(features, labels, clusters, fit, validation, heads, random)
         right = logits.argmax(axis=1) == labels
         entry, known = calibrate(
             logits[validation], features[validation], labels[validation], groups[validation], TARGET
@@ -155,6 +155,7 @@ def features_of(folder: str, backbone: str) -> tuple[np.ndarray, np.ndarray, np.
 def best_logits(
     features: np.ndarray,
     labels: np.ndarray,
+    clusters: np.ndarray,
     fit: np.ndarray,
     validation: np.ndarray,
     heads: int,
@@ -167,7 +168,9 @@ def best_logits(
         sample = random.choice(train, len(train)) if heads > 1 else train
         if len(np.unique(labels[sample])) < len(of_class):
             continue
-        head = solve(features[sample], labels[sample], of_class, features[validation], labels[validation])
+        # A photo may be drawn twice.
+        groups = [f"group {number}" for number in clusters[sample]]
+        head = solve(features[sample], labels[sample], of_class, features[validation], labels[validation], groups)
         score = head.sweep[head.best]["eval_macro_f1"]
         if score > best:
             best, found = score, features @ head.weight.T + head.bias

@@ -112,7 +112,8 @@ class Splits:
             return StreamedPhotos(self.stream, pixels)
         photos = self.of(split)
         rows, files = [photo.row for photo in photos], [photo.file for photo in photos]
-        items = PhotoDataset(self.images, rows, self.label_indices(split), files, pixels)
+        groups = [photo.group for photo in photos]
+        items = PhotoDataset(self.images, rows, self.label_indices(split), files, pixels, groups=groups)
         if store is None:
             return items
         seen = [

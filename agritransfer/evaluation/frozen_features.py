@@ -3,22 +3,28 @@
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.preprocessing import StandardScaler
+import torch
 from transformers import PreTrainedModel
 
 from agritransfer.data.dataset import Splits
 from agritransfer.evaluation.inference import predict
 from agritransfer.evaluation.intervals import clusters_of
+from agritransfer.evaluation.logistic_regression import (
+    ENOUGH_PHOTOS,
+    Components,
+    Judged,
+    Regressions,
+    fit_to_convergence,
+    held_out,
+    penalty_path,
+)
 from agritransfer.images.preprocessing import PhotoProcessor
 
 NEIGHBOURS = 5
 # Photos that are compared with all known ones at once.
 BLOCK = 256
-# Inverse strengths of the penalty on standardized features that cross-validation chooses from.
-PENALTIES = (0.001, 0.01, 0.1, 1.0)
-FOLDS = 5
+# The inverse strength of the penalty (C) where no photos are held out to choose it.
+USUAL_PENALTY = 0.01
 
 
 def knn_answers(features: np.ndarray, known_features: np.ndarray, known_labels: np.ndarray) -> np.ndarray:
@@ -41,43 +47,29 @@ def linear_probe(
     features: np.ndarray, known_features: np.ndarray, known_labels: np.ndarray, known_groups: Sequence[str]
 ) -> np.ndarray:
     """Probabilities (photos, classes) of a linear head on the known photos, with a cross-validated penalty."""
-    folds = list(_folds(known_labels, known_groups))
-
-    def held_out_accuracy(penalty: float) -> float:
-        answers = [_fit(known_features[fit], known_labels[fit], known_features[held], penalty) for fit, held in folds]
-        right = [rows.argmax(axis=1) == known_labels[held] for rows, (_, held) in zip(answers, folds, strict=True)]
-        return float(np.concatenate(right).mean())
-
-    best = max(PENALTIES, key=held_out_accuracy) if folds else PENALTIES[1]
-    return _fit(known_features, known_labels, features, best)
+    components, weights = Components.of(known_features), np.ones(len(known_labels))
+    known = Judged(components.scores(known_features), known_labels, weights)
+    held = held_out(known_labels, clusters_of(known_groups), ENOUGH_PHOTOS)
+    penalty, start = USUAL_PENALTY, None
+    if held.any():
+        penalty, _, start = min(penalty_path(known, components.variances, held), key=lambda found: found[1])
+    head = fit_to_convergence(components, known_features, known_labels, weights, penalty, start)
+    return np.exp(head.log_probabilities(components.scores(features, torch.float64))[:, 0])
 
 
 def out_of_fold_probabilities(features: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """Probabilities (photos, classes) of linear heads that were fitted without the photo and without its group."""
-    probabilities = np.full((len(labels), int(labels.max()) + 1), 1 / (int(labels.max()) + 1))
-    for fit, held in _folds(labels, groups):
-        rows = _fit(features[fit], labels[fit], features[held], PENALTIES[1])
-        probabilities[held] = 0
-        probabilities[held, : rows.shape[1]] = rows
-    return probabilities
-
-
-def _folds(labels: np.ndarray, groups: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    clusters = clusters_of(groups)
-    count = min(FOLDS, clusters.max() + 1, int(np.bincount(labels).max()))
-    if count < 2:
-        return []
-    folds = StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, clusters)
-    # A fold is skipped if the other photos are all of one class.
-    return [(fit, held) for fit, held in folds if len(set(labels[fit])) > 1]
-
-
-def _fit(known: np.ndarray, labels: np.ndarray, features: np.ndarray, penalty: float) -> np.ndarray:
-    """Probabilities of shape (photos, highest label + 1)."""
-    scaler = StandardScaler().fit(known)
-    head = LogisticRegression(C=penalty, max_iter=1000).fit(scaler.transform(known), labels)
-    probabilities = np.zeros((len(features), int(labels.max()) + 1))
-    probabilities[:, head.classes_] = head.predict_proba(scaler.transform(features))
+    held = held_out(labels, clusters_of(groups), len(labels))
+    classes = int(labels.max()) + 1
+    probabilities = np.full((len(labels), classes), 1 / classes)
+    if not held.any():
+        return probabilities
+    components = Components.of(features)
+    scores = components.scores(features)
+    heads = Regressions(scores, components.variances, labels, 1.0 - held)
+    heads.fit(USUAL_PENALTY)
+    photos, folds = np.nonzero(held)
+    probabilities[photos] = np.exp(heads.log_probabilities(scores)[photos, folds])
     return probabilities
 
 

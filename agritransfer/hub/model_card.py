@@ -339,7 +339,7 @@ def _training(results: dict[str, Any]) -> str:
         kept = f"the weights are those of step {training['best_step']}, {reason}"
     else:
         what = "The head was fitted as a logistic regression on the features of the frozen backbone"
-        kept = f"C={training['penalty']:g} was the best of {training['steps']} penalties on the validation photos"
+        kept = f"C={training['penalty']:g} had the lowest log loss of {training['steps']} penalties on photos held out"
     where = f"{training['num_processes']} x {training['device']}"
     return f"{what} in {training['seconds']:.0f} s on {where}; {kept}. {_chosen_from(results)}{versions}."
 

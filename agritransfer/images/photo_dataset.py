@@ -91,6 +91,7 @@ class PhotoDataset(torch.utils.data.Dataset):
 
     `images` has the column `image` (path or bytes); `rows`, `labels` and `files` give the row, the label and the name
     of each item; `pixels` says how it is decoded. If `stored` is given, the pixels are taken from it without decoding.
+    `groups` has the group of each item, "" for none.
     """
 
     def __init__(
@@ -101,9 +102,10 @@ class PhotoDataset(torch.utils.data.Dataset):
         files: Sequence[str],
         pixels: EvaluationPixels | WholePhotos,
         stored: Sequence[torch.Tensor] | None = None,
+        groups: Sequence[str] | None = None,
     ):
         self.images, self.rows, self.labels, self.files, self.pixels = images, rows, labels, files, pixels
-        self.stored = stored
+        self.stored, self.groups = stored, groups or [""] * len(rows)
 
     def __len__(self) -> int:
         return len(self.rows)

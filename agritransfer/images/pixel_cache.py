@@ -45,9 +45,13 @@ GPU_SHARE = 0.25
 
 
 class StoredPixels(Sequence[torch.Tensor]):
-    """The pixels of a set of photos in order, each uint8 (height, width, 3), read from the file when used."""
+    """The pixels of a set of photos in order, each uint8 (height, width, 3), read from the file when used.
 
-    def __init__(self, folder: Path):
+    `limit` is the most bytes that a cache of what is computed from them may take.
+    """
+
+    def __init__(self, folder: Path, limit: int = 0):
+        self.limit = limit
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self.file, self.shapes, self.checksum = folder / PIXELS, index["shapes"], index["crc32"]
         self.starts = [0, *itertools.accumulate(height * width * 3 for height, width in self.shapes)]
@@ -106,7 +110,7 @@ class PixelStore:
         if not store.is_dir():
             return dataset
         mark_as_used(store)
-        dataset.stored = StoredPixels(store)
+        dataset.stored = StoredPixels(store, self.limit)
         return dataset
 
     def line(self) -> str:

@@ -204,10 +204,10 @@ def check_solved_head(given: set[str], data: DataArguments, strategy: Any, train
     if strategy.strategy != "head" or not strategy.solves_head(data):
         return
     remedy = "remove it, or add --augmentation light to train the head by gradient descent"
-    if training.metric_for_best_model.removeprefix("eval_") != "macro_f1":
+    if "metric_for_best_model" in given and training.metric_for_best_model.removeprefix("eval_") != "log_loss":
         raise UsageError(
             f"--metric_for_best_model {training.metric_for_best_model} has no effect on a linear probe, whose penalty "
-            f"is chosen by macro_f1; {remedy}"
+            f"is chosen by log_loss; {remedy}"
         )
     if "head_learning_rate" in given:
         raise UsageError(f"--head_learning_rate has no effect on a linear probe, which has no learning rate; {remedy}")

@@ -57,7 +57,7 @@ def training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMem
     # A stream holds the share of one process.
     photos = state.epoch * len(trainer.train_dataset) * (trainer.args.world_size if trainer.stream else 1)
     on_gpu = trainer.args.device.type == "cuda"
-    chosen = state.best_global_step is not None
+    chosen_by = None if state.best_global_step is None else trainer.args.metric_for_best_model.removeprefix("eval_")
     best_step = trainer.kept_step
     # A linear probe has penalties in place of steps.
     penalties = {entry["step"]: entry["penalty"] for entry in state.log_history if "penalty" in entry}
@@ -66,7 +66,7 @@ def training_facts(trainer: ImageTrainer, total_parameters: int, memory: PeakMem
         "steps": state.global_step,
         "best_step": best_step,
         # The validation score that chose this step; None for the last step of a run that chose none.
-        "chosen_by": trainer.args.metric_for_best_model.removeprefix("eval_") if chosen else None,
+        "chosen_by": "log_loss" if penalties else chosen_by,
         "penalty": penalties.get(best_step),
         # Whether more epochs would probably have helped.
         "still_rising": still_rising(state.log_history),

@@ -1,48 +1,54 @@
 """How is a linear probe fitted on frozen features?
 
 The features do not change, so they are computed once; the head is then a logistic regression, which has a unique
-optimum for each penalty. It is fitted directly, without epochs; the penalty is chosen on the validation photos.
+optimum for each penalty. It is fitted directly, without epochs; the penalty with the lowest log loss on photos that the
+head was not fitted to is chosen: the validation photos and, where they are few, folds of the train photos.
 """
 
 import time
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from scipy.special import log_softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch.utils.data import Dataset
 
 from agritransfer.errors import UsageError
+from agritransfer.evaluation.intervals import clusters_of
+from agritransfer.evaluation.logistic_regression import (
+    ENOUGH_PHOTOS,
+    Components,
+    Judged,
+    fit_to_convergence,
+    held_out,
+    logits_of,
+    penalty_path,
+)
 from agritransfer.evaluation.metrics import macro_f1
 from agritransfer.models.freezing import freeze_batchnorm_statistics
 from agritransfer.models.structure import find_head
 from agritransfer.runtime.process import say
-from agritransfer.training.partial_forward import activations, batches_of
+from agritransfer.training.feature_cache import features_of
 from agritransfer.training.resume import has_checkpoint
 from agritransfer.training.trainer import ImageTrainer
-
-# Inverse penalty strengths on standardized features, strongest penalty first; each fit starts from the previous one.
-PENALTIES = tuple(float(f"{strength:.3g}") for strength in np.logspace(-5, 2, 22))
-# Stop after this many penalties without gain: weaker ones only overfit, and take longest.
-WITHOUT_GAIN = 6
-MOST_ITERATIONS = 2000
+from agritransfer.wording import counted
 
 
 @dataclass(frozen=True)
 class SolvedHead:
-    """`weight` (classes, width) and `bias` (classes,), float64, for the best penalty; `sweep` has a row per penalty."""
+    """`weight` (classes, width) and `bias` (classes,), float64, for the best penalty; `sweep` has a row per penalty.
+
+    `held_out` is the number of train photos that helped to choose the penalty.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
     sweep: list[dict[str, float]]
     best: int
+    held_out: int
 
 
 def solve(
@@ -51,69 +57,47 @@ def solve(
     of_class: np.ndarray,
     validation_features: np.ndarray,
     validation_labels: np.ndarray,
+    groups: Sequence[str],
     views: int = 1,
 ) -> SolvedHead:
     """Fit a head to features (photos, width) and labels (photos,), each photo weighted by its class.
 
-    With `views` rows per photo, each row counts 1 / views, so that a penalty has the same effect for any number of
-    views. The penalty with the highest validation macro F1 is chosen; ties are broken by the lowest log loss.
+    With `views` rows per photo, one view after the other, each row counts 1 / views, so that a penalty has the same
+    effect for any number of views. The penalty with the lowest log loss, weighted in the same way, on the validation
+    photos is chosen. If these are fewer than 1,000, heads are also fitted without some of the train photos, whole
+    `groups` (photos,) at a time, and judged by those.
     """
-    scaler = StandardScaler().fit(features.astype(np.float64))
-    scaled = scaler.transform(features.astype(np.float64))
-    nearly = scaled.astype(np.float32)
-    weights = of_class[labels] / views
-    # Accurate enough to choose a penalty; the head with the chosen one is then fitted to convergence.
-    model = LogisticRegression(tol=1e-4, max_iter=MOST_ITERATIONS, warm_start=True)
-    sweep: list[dict[str, float]] = []
-    best = 0
+    components, weights = Components.of(features), of_class[labels] / views
+    train = Judged(components.scores(features), labels, weights)
+    validation = Judged(
+        components.scores(validation_features), validation_labels, of_class[validation_labels].astype(np.float64)
+    )
+    needed = (ENOUGH_PHOTOS - len(validation_labels)) * views
+    held = held_out(labels, np.tile(clusters_of(groups), views), needed)
 
-    def scored(penalty: float, head: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-        row = {"penalty": penalty, **_scores("", features, labels, of_class, head)}
-        return row | _scores("eval_", validation_features, validation_labels, of_class, head)
+    def row_of(penalty: float, loss: float, coefficients: np.ndarray, *scores: torch.Tensor) -> dict[str, float]:
+        of_train, of_validation = (logits_of(of, coefficients) for of in scores)
+        row = {"penalty": penalty, "held_out_loss": loss, **_scores("", of_train, labels, of_class)}
+        return row | _scores("eval_", of_validation, validation_labels, of_class)
 
-    for penalty in PENALTIES:
-        with warnings.catch_warnings():
-            # Convergence is checked below.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.set_params(C=penalty).fit(nearly, labels, sample_weight=weights)
-        if model.n_iter_[0] >= MOST_ITERATIONS and sweep:
-            break
-        sweep.append(scored(penalty, _of_the_features(model, scaler)))
-        if _rank(sweep[-1]) > _rank(sweep[best]):
-            best = len(sweep) - 1
-        if len(sweep) - 1 - best >= WITHOUT_GAIN:
-            break
-    model = LogisticRegression(C=sweep[best]["penalty"], tol=1e-6, max_iter=MOST_ITERATIONS)
-    head = _of_the_features(model.fit(scaled, labels, sample_weight=weights), scaler)
-    sweep[best] = scored(sweep[best]["penalty"], head)
-    return SolvedHead(*head, sweep, best)
+    path = list(penalty_path(train, components.variances, held, validation))
+    sweep = [row_of(*found, train.scores, validation.scores) for found in path]
+    best = min(range(len(path)), key=lambda number: sweep[number]["held_out_loss"])
+    penalty, loss, start = path[best]
+    exact = fit_to_convergence(components, features, labels, weights, penalty, start)
+    head = exact.coefficients[:, 0]
+    sweep[best] = row_of(penalty, loss, head, exact.scores, components.scores(validation_features, torch.float64))
+    return SolvedHead(*components.head(head), sweep, best, int(held.sum()) // views)
 
 
-def _of_the_features(model: LogisticRegression, scaler: StandardScaler) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias for raw features: the scaler is folded in."""
-    weight, bias = model.coef_, model.intercept_
-    if len(weight) == 1:
-        # With two classes scikit-learn fits one logit; in a softmax each class gets half of its weights.
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = weight / scaler.scale_
-    return weight, bias - weight @ scaler.mean_
-
-
-def _scores(
-    prefix: str, features: np.ndarray, labels: np.ndarray, of_class: np.ndarray, head: tuple[np.ndarray, np.ndarray]
-) -> dict[str, float]:
+def _scores(prefix: str, logits: np.ndarray, labels: np.ndarray, of_class: np.ndarray) -> dict[str, float]:
     """Scores with the Trainer's names and weighting."""
-    logits = features @ head[0].T + head[1]
     answers, losses = logits.argmax(axis=1), -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
     scores = {f"{prefix}loss": float((of_class[labels] * losses).mean())}
     if prefix:
         scores[f"{prefix}accuracy"] = float((answers == labels).mean())
         scores[f"{prefix}macro_f1"] = macro_f1(answers, labels, len(of_class))
     return scores
-
-
-def _rank(row: dict[str, float]) -> tuple[float, float]:
-    return row["eval_macro_f1"], -row["eval_loss"]
 
 
 def solve_head(trainer: ImageTrainer, views: int | None) -> None:
@@ -164,14 +148,24 @@ def begin_with_solved_head(trainer: ImageTrainer, train_photos: Dataset) -> None
 
 def _solve_for(trainer: ImageTrainer, train_photos: Dataset, views: int | None) -> SolvedHead:
     began = time.perf_counter()
-    features = np.concatenate([_features(trainer, train_photos, view) for view in (range(views) if views else [None])])
-    validation = _features(trainer, trainer.eval_dataset, None)
+    features = np.concatenate(
+        [features_of(trainer, train_photos, view) for view in (range(views) if views else [None])]
+    )
+    validation = features_of(trainer, trainer.eval_dataset, None)
     seconds = time.perf_counter() - began
     labels = np.tile(train_photos.labels, views or 1)
     head = find_head(trainer.model)[1]
     of_class = np.ones(len(head.weight)) if trainer.class_weights is None else trainer.class_weights.double().numpy()
     solved = [
-        solve(features, labels, of_class, validation, np.array(trainer.eval_dataset.labels), views or 1)
+        solve(
+            features,
+            labels,
+            of_class,
+            validation,
+            np.array(trainer.eval_dataset.labels),
+            train_photos.groups,
+            views or 1,
+        )
         if PartialState().is_main_process
         else None
     ]
@@ -180,20 +174,20 @@ def _solve_for(trainer: ImageTrainer, train_photos: Dataset, views: int | None) 
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(solved.weight).view_as(head.weight))
         head.bias.copy_(torch.from_numpy(solved.bias))
-    best = solved.sweep[solved.best]
-    seen = f"{len(train_photos):,} photos" + (f", number of views: {views}" if views else "")
-    say(
-        f"head: fitted on the features of {seen} ({seconds:.0f} s to extract them, "
-        f"{time.perf_counter() - began - seconds:.1f} s to fit); of {len(solved.sweep)} penalties, "
-        f"C={best['penalty']:g} has the best validation macro F1, {best['eval_macro_f1']:.3f}"
-    )
+    say(_line(solved, len(train_photos), len(trainer.eval_dataset), views, seconds, time.perf_counter() - began))
     return solved
 
 
-def _features(trainer: ImageTrainer, dataset: Dataset, view: int | None) -> np.ndarray:
-    """The head's input (photos, width), float32; the photos are split among the processes, the results gathered."""
-    with PartialState().split_between_processes(batches_of(dataset, view)) as mine:
-        found: list[Any] = [
-            rows.flatten(1).numpy() for rows in activations(trainer, find_head(trainer.model)[1], dataset, mine)
-        ]
-    return np.concatenate(gather_object(found))
+def _line(solved: SolvedHead, photos: int, validation: int, views: int | None, extracting: float, whole: float) -> str:
+    """What was fitted, how long it took, how the penalty was chosen, and what validation says of the head."""
+    best = solved.sweep[solved.best]
+    seen = counted(photos, "photo") + (f", number of views: {views}" if views else "")
+    judged = counted(validation, "validation photo")
+    if solved.held_out:
+        judged += f" and {counted(solved.held_out, 'held-out train photo')}"
+    return (
+        f"head: fitted on the features of {seen} ({extracting:.0f} s to extract them, {whole - extracting:.1f} s to "
+        f"fit); of {len(solved.sweep)} penalties, C={best['penalty']:g} has the lowest log loss on {judged}; "
+        f"validation: accuracy {best['eval_accuracy']:.3f}, macro F1 {best['eval_macro_f1']:.3f}, "
+        f"log loss {best['eval_loss']:.3f}"
+    )

@@ -147,7 +147,7 @@ def test_the_three_flags_that_people_bring_from_old_tutorials_get_their_new_name
         ),
         (
             [*NAMED, "--train_layers", "head", "--metric_for_best_model", "loss"],
-            "penalty is chosen by macro_f1; remove",
+            "penalty is chosen by log_loss; remove",
         ),
         (
             [*NAMED, "--lr_scheduler_type", "reduce_lr_on_plateau", "--lr_scheduler_kwargs", '{"mode": "min"}'],
