@@ -2,8 +2,9 @@
 
     python -m benchmarks.head_first --data cardamom_lab --field cardamom_field --model efficientnet-lite0 --epochs 5
 
-Both are `train_finetune.py` with all layers and the same epochs, seeds and photos; one has `--head_first`. The result
-is the ratio of the errors on the field photos over all seeds, with a 95% bootstrap interval over photos and seeds.
+Both are `train_finetune.py` with all layers at one rate and the same epochs, batches of 32, seeds and photos; one has
+`--no_head_first`. The result is the ratio of the errors on the field photos over all seeds, with a 95% bootstrap
+interval over photos and seeds.
 """
 
 from pathlib import Path
@@ -24,7 +25,8 @@ def main() -> None:
     args = parse_run(flags)
     facts, data, runs = machine(), photos_of(args), args.output.absolute() / "runs"
     field = args.field or Path("sample/leaves_field")
-    shared = [*shared_flags(args), "--shift_dataset_name", str(field.absolute())]
+    shared = [*shared_flags(args), "--layer_decay", "1", "--per_device_train_batch_size", "32"]
+    shared += ["--shift_dataset_name", str(field.absolute())]
     wrong: dict[str, list[list[bool]]] = {}
     tests: dict[str, list[float]] = {}
 
@@ -42,9 +44,9 @@ def main() -> None:
 
         return once
 
-    ours, plain = "train_finetune.py --head_first", "train_finetune.py"
+    ours, plain = "train_finetune.py", "train_finetune.py --no_head_first"
     seconds, _ = take_turns(
-        {ours: entrant(ours, ["--head_first", "True"]), plain: entrant(plain, [])},
+        {ours: entrant(ours, []), plain: entrant(plain, ["--no_head_first"])},
         args.turns,
         warm_up=False,
     )

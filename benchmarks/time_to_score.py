@@ -4,7 +4,7 @@
 
 Peer: the recipe, as documented and with better flags (learning rate, batch, workers); its time is when its validation
 accuracy first reached the value that it has after five epochs. Ours: the same network with `--train_layers head` and
-with `--head_first`; its time is when its validation accuracy first reached that value. Both are timed from the command,
+without it; its time is when its validation accuracy first reached that value. Both are timed from the command,
 including imports, the photo check and the filling of caches. Each turn uses another seed.
 """
 
@@ -17,7 +17,7 @@ from benchmarks.timing import Ratio, compare, machine, report, take_turns
 AIM = 4.0
 OURS = {
     "train_finetune.py --train_layers head": ["--train_layers", "head"],
-    "train_finetune.py --head_first": ["--head_first", "True"],
+    "train_finetune.py": [],
 }
 # The learning rate of the guide is meant for batches of 64 and many more photos.
 RECIPES = {
