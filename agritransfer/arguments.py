@@ -227,16 +227,6 @@ class ModelArguments:
     model_revision: str | None = _flag("model", None, "Branch, tag or commit of a Hub model.")
 
 
-def _head_first() -> Any:
-    return _flag(
-        "training and evaluation",
-        True,
-        "Fit the head on the frozen features first, then train from there (LP-FT). This is the default, except with "
-        "--streaming.",
-        no_help="Start from a random head.",
-    )
-
-
 @dataclass
 class FinetuneArguments:
     """Which pretrained weights are trained, and how fast."""
@@ -248,7 +238,13 @@ class FinetuneArguments:
         "regression on the frozen features unless --augmentation is given without --cached_views. N: train the last N "
         "blocks and the head.",
     )
-    head_first: bool = _head_first()
+    head_first: bool = _flag(
+        "training and evaluation",
+        True,
+        "Fit the head on the frozen features first, then fine-tune from there (LP-FT). This is the default, except "
+        "with --streaming.",
+        no_help="Start from a random head.",
+    )
     layer_decay: float | None = _flag(
         "training and evaluation",
         None,
@@ -284,7 +280,11 @@ class FinetuneArguments:
 class LoraArguments:
     """The low-rank adapters."""
 
-    head_first: bool = _head_first()
+    head_first: bool = _flag(
+        "training and evaluation",
+        False,
+        "Fit the head on the frozen features first, then train the adapters from there.",
+    )
     lora_r: int = _flag("training and evaluation", 16, "Rank of the adapters.", allowed=Range(least=1, most=4096))
     lora_alpha: int = _flag(
         "training and evaluation", 32, "Scaling of the adapters; usually one or two times the rank.", allowed=COUNT

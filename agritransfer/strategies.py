@@ -57,7 +57,7 @@ STRATEGIES = {
         script="train_lora.py",
         arguments=LoraArguments,
         # Adapters start at zero and need a much higher learning rate than the weights that they adapt.
-        defaults={"learning_rate": 2e-3},
+        defaults={"learning_rate": 1e-3},
         base_model_relation="adapter",
         verdict="Frozen features are not sufficient here: the backbone must adapt, and adapters are enough for that.",
     ),
