@@ -139,8 +139,8 @@ class DataArguments:
     early_stopping_patience: int | None = _flag(
         "training and evaluation",
         None,
-        "Stop training after N evaluations without a better validation score; 0: never. By default 5 if validation "
-        "runs once per epoch and the best weights are kept.",
+        "Stop training after N evaluations without a better validation score; 0: never. By default 5 (15 from "
+        "scratch) if validation runs once per epoch and the best weights are kept.",
         allowed=Range(least=0),
     )
     max_minutes: float | None = _flag(

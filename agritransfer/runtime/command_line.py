@@ -181,7 +181,7 @@ def _finish(given: set[str], data: Any, *others: Any) -> None:
     choose_augmentation(data, strategy)
     choose_start(data, strategy)
     leave_to_photos(given, training)
-    choose_patience(data, training)
+    choose_patience(data, strategy, training)
     check_solved_head(given, data, strategy, training)
     point_scheduler(training)
     check_device(training)

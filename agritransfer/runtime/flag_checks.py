@@ -13,6 +13,7 @@ from typing import Any
 
 from agritransfer.arguments import DataArguments
 from agritransfer.errors import UsageError
+from agritransfer.strategies import STRATEGIES
 
 # Flags that need the list of training photos, which a stream does not have.
 NOT_STREAMED = {
@@ -193,10 +194,10 @@ def leave_to_photos(given: set[str], training: Any) -> None:
         training.per_device_train_batch_size = BY_PHOTOS
 
 
-def choose_patience(data: DataArguments, training: Any) -> None:
+def choose_patience(data: DataArguments, strategy: Any, training: Any) -> None:
     """Set the default of early stopping, which needs a validation score per epoch and the best weights."""
     if data.early_stopping_patience is None and training.eval_strategy == "epoch" and training.load_best_model_at_end:
-        data.early_stopping_patience = PATIENCE
+        data.early_stopping_patience = PATIENCE * STRATEGIES[strategy.strategy].epoch_factor
 
 
 def check_solved_head(given: set[str], data: DataArguments, strategy: Any, training: Any) -> None:

@@ -361,7 +361,8 @@ def test_a_flag_of_one_strategy_goes_to_that_one():
     assert flags_for("head", flags) == flags[3:]
     assert flags_for("head", ["--layer_decay", "0.75", "--seed", "1"]) == ["--seed", "1"]
     assert flags_for("head", ["--lora-r", "4", "--seed", "1"]) == ["--seed", "1"]
-    assert flags_for("lora", ["--no_head_first", "--seed", "1"]) == ["--seed", "1"]
+    assert flags_for("scratch", ["--no_head_first", "--seed", "1"]) == ["--seed", "1"]
+    assert flags_for("lora", ["--no_head_first", "--seed", "1"]) == ["--no_head_first", "--seed", "1"]
     assert flags_for("head", ["--augmentation", "strong", "--seed", "1"], {"augmentation"}) == ["--seed", "1"]
 
 

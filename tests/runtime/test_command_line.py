@@ -75,6 +75,10 @@ def test_early_stopping_is_on_where_validation_runs_once_per_epoch_and_chooses_t
     assert parse_args(FINETUNE, "", [*NAMED, *flags])[0].early_stopping_patience == patience
 
 
+def test_training_from_scratch_is_given_more_patience():
+    assert parse_args(SCRATCH, "", NAMED[:2])[0].early_stopping_patience == 3 * PATIENCE
+
+
 @pytest.mark.parametrize(
     ("flags", "epochs", "batch"),
     [
