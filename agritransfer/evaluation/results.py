@@ -125,6 +125,8 @@ def _training_line(training: dict[str, Any]) -> str:
     # Runs of earlier versions do not have it.
     if training.get("penalty") is None:
         done, kept = f"trained for {epochs_text(training)}", "the weights of step {best_step} of {steps}"
+        if training["best_step"] == 0:
+            kept = "the weights that training started from, since no epoch was better on the validation photos"
     else:
         done, kept = "fitted", "the best of {steps} penalties, C={penalty:g}"
     weights = "{trainable_parameters:,} of {total_parameters:,} weights"

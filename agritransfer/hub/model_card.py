@@ -337,6 +337,10 @@ def _training(results: dict[str, Any]) -> str:
         chosen_by = training.get("chosen_by", "macro_f1")
         reason = f"the best on the validation photos by `{chosen_by}`" if chosen_by else "the last one"
         kept = f"the weights are those of step {training['best_step']}, {reason}"
+        if training["best_step"] == 0:
+            kept = (
+                "the weights are those that training started from, since no epoch was better on the validation photos"
+            )
     else:
         what = "The head was fitted as a logistic regression on the features of the frozen backbone"
         kept = f"C={training['penalty']:g} had the lowest log loss of {training['steps']} penalties on photos held out"

@@ -8,6 +8,7 @@ from small_trainer import arguments, differing, scores_in_turn, vit, weights
 from small_trainer import trainer_of as small_trainer
 
 from agritransfer.data.dataset import Splits, load_splits
+from agritransfer.evaluation.results import _training_line
 from agritransfer.models.freezing import train_layers
 from agritransfer.models.lora import add_lora, merge_lora
 from agritransfer.training.learning_curve import say_whether_rising, still_rising
@@ -59,6 +60,13 @@ def test_the_start_is_kept_if_training_makes_it_worse(scores, kept, tmp_path):
     assert (differing(start, weights(model)) == set()) is (kept == 0)
     saved = type(model).from_pretrained(tmp_path / f"checkpoints/checkpoint-{kept}")
     assert not differing(weights(saved), weights(model))
+
+
+@pytest.mark.parametrize(("step", "words"), [(0, "the weights that training started from"), (4, "of step 4 of 6")])
+def test_the_line_on_training_says_if_the_start_was_kept(step, words):
+    training = {"epochs": 3, "best_step": step, "steps": 6, "penalty": None, "trainable_parameters": 1}
+    training |= {"total_parameters": 1, "images_per_second": 1.0, "num_processes": 1, "device": "cpu", "seconds": 1.0}
+    assert words in _training_line(training)
 
 
 def test_a_loss_that_rises_from_the_start_keeps_the_start_too(tmp_path):
