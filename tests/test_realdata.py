@@ -33,7 +33,14 @@ LAB, FIELD = SHARED / "data/cardamom_lab", SHARED / "data/cardamom_field"
     ("script", "model", "flags", "at_least", "refused_at_least"),
     [
         ("train_finetune.py", "dinov2-small-saliency", ("--train_layers", "head"), 0.85, 0.2),
-        ("train_lora.py", "efficientnet-lite0", ("--lora_r", "8"), 0.7, 0.5),
+        # In batches of 8 at a rate of 1e-3, 28 of the 60 leaves of other plants are refused.
+        (
+            "train_lora.py",
+            "efficientnet-lite0",
+            ("--lora_r", "8", "--per_device_train_batch_size", "32", "--learning_rate", "2e-3"),
+            0.7,
+            0.5,
+        ),
     ],
 )
 def test_a_few_real_photos_are_learnt_and_served_alike(

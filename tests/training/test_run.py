@@ -115,7 +115,7 @@ def test_results_hold_what_the_contract_names(photos, tiny_vit, tmp_path, run_sc
     assert run_script("train_finetune.py", *flags, "--output_dir", tmp_path / "run")[0] == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert list(results) == [
-        *("schema", "strategy", "base_model", "architecture", "dataset", "selection", "splits"),
+        *("schema", "strategy", "base_model", "architecture", "input", "dataset", "selection", "splits"),
         *("validation", "test", "shift", "calibration", "training", "environment", "command"),
     ]
     assert list(results["dataset"]) == [
