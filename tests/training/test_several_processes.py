@@ -30,7 +30,8 @@ def flags(photos, tiny_vit) -> list:
 
 
 def test_two_and_four_processes_give_one_set_of_files_and_the_metrics_of_one(flags, photos, field_photos, tmp_path):
-    # Without augmentation: each process draws crops of its own.
+    # A fitted head would leave a loss near zero; and without augmentation, since each process draws crops of its own.
+    flags += ["--no_head_first"]
     flags += ["--shift_dataset_name", field_photos, "--augmentation", "none", "--num_train_epochs", "3"]
     results = {}
     for count in (1, 2, 4):
@@ -64,7 +65,7 @@ def test_two_processes_begin_with_one_solved_head_and_train_on_the_cached_views_
         environment = clean_environment(**TOGETHER, HF_DATASETS_CACHE=str(tmp_path / f"cache-{count}"))
         done = subprocess.run(command(count, run, *flags, *batch), text=True, capture_output=True, env=environment)
         assert done.returncode == 0, done.stderr
-        for once in ("has the best validation macro F1", "cached views: 2 of each"):
+        for once in ("has the lowest log loss", "cached views: 2 of each"):
             assert done.stdout.count(once) == 1
         results.append(json.loads((run / "results.json").read_text()))
     assert results[1]["test"]["log_loss"] == pytest.approx(results[0]["test"]["log_loss"], rel=1e-3)
