@@ -55,7 +55,8 @@ def main() -> None:
 def on_photos(folder: Path, size: str, args: Any) -> tuple[list[Ratio], str]:
     """The ratios on one folder, and a note on the first pass of each."""
     splits = load_splits(str(folder))
-    processor = load_processor(str(ROOT / "sample/vit"), None, SIDE)
+    # With its own processor, which squashes photos, the store would not keep their aspect ratio as the peers do.
+    processor = load_processor(str(ROOT / "sample/vit"), None, SIDE, "crop")
     photos = load_photos(folder)["train"]
     # The size of a photo in the store, where the shorter side is 8/7 of the model's input.
     width, height = (round(side * round(SIDE * 8 / 7) / min(SIZES[size])) for side in SIZES[size])

@@ -68,7 +68,8 @@ def test_two_processes_begin_with_one_solved_head_and_train_on_the_cached_views_
         for once in ("has the lowest log loss", "cached views: 2 of each"):
             assert done.stdout.count(once) == 1
         results.append(json.loads((run / "results.json").read_text()))
-    assert results[1]["test"]["log_loss"] == pytest.approx(results[0]["test"]["log_loss"], rel=1e-3)
+    # The head solves these photos, so that what is left of the loss is near rounding.
+    assert results[1]["test"]["log_loss"] == pytest.approx(results[0]["test"]["log_loss"], rel=1e-3, abs=1e-5)
     assert results[1]["training"]["best_step"] == results[0]["training"]["best_step"]
 
 
