@@ -51,7 +51,8 @@ SHORT = ["--num_train_epochs", "1", "--per_device_train_batch_size", "9", "--lea
 SHORT += ["--pixel_store", "off", "--report_to", "none", "--disable_tqdm", "true"]
 FINETUNE = (train_finetune, (DataArguments, ModelArguments, FinetuneArguments))
 TRAININGS: dict[str, tuple[tuple[ModuleType, tuple[type, ...]], list[str]]] = {
-    "all": (FINETUNE, []),
+    # From a random head, so that the statistics of BatchNorm move too.
+    "all": (FINETUNE, ["--no_head_first"]),
     "last block": (FINETUNE, ["--train_layers", "1"]),
     "head": (FINETUNE, ["--train_layers", "head"]),
     "LoRA": ((train_lora, (DataArguments, ModelArguments, LoraArguments)), []),
