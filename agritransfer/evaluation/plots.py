@@ -81,6 +81,9 @@ def draw_training_curves(path: Path, log_history: Sequence[dict[str, Any]], best
     for axes in (losses, scores):
         if along == "penalty":
             axes.set(xlabel="C (a weaker penalty to the right)", xscale="log")
+            # The default labels are formulas, which are off so that a class name may hold a dollar sign.
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
         else:
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

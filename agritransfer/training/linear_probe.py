@@ -113,10 +113,9 @@ def solve_head(trainer: ImageTrainer, views: int | None) -> None:
             "the head by gradient descent"
         )
     say("only the head is trained, as a linear probe: learning_rate, weight_decay and num_train_epochs have no effect")
-    began = time.perf_counter()
     with trainer.times.spent("features and head"):
         solved = _solve_for(trainer, trainer.train_dataset, views)
-    seconds, passes, state = time.perf_counter() - began, views or 1, trainer.state
+    passes, state = views or 1, trainer.state
     state.epoch, state.num_train_epochs = float(passes), passes
     state.log_history += [
         {**row, "epoch": float(passes), "step": step} for step, row in enumerate(solved.sweep, start=1)
@@ -125,8 +124,6 @@ def solve_head(trainer: ImageTrainer, views: int | None) -> None:
     state.best_global_step = solved.best + 1
     best = solved.sweep[solved.best]
     trainer.log({"eval_macro_f1": best["eval_macro_f1"], "eval_accuracy": best["eval_accuracy"], "loss": best["loss"]})
-    photos = passes * len(trainer.train_dataset)
-    trainer.log({"train_runtime": seconds, "train_samples_per_second": photos / seconds})
 
 
 def begin_with_solved_head(trainer: ImageTrainer, train_photos: Dataset) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from agritransfer.data.dataset import Splits
 from agritransfer.evaluation.trainer_metric import check_selection, compute_metrics
@@ -35,7 +35,7 @@ def build_trainer(
     data_args = run.data_args
     check_selection(run.training_args, len(splits.labels))
     check_checkpointing(run.training_args, model)
-    _fit_to_photos(run, None if splits.stream else len(splits.of("train")))
+    _fit_to_photos(run.training_args, run.strategy, None if splits.stream else len(splits.of("train")))
     train_photos = splits.training_photos(processor, data_args.augmentation, store)
     validation_photos = splits.dataset("validation", processor, store)
     say(store.line())
@@ -57,22 +57,19 @@ def build_trainer(
     )
 
 
-def _fit_to_photos(run: Run, photos: int | None) -> None:
+def _fit_to_photos(args: TrainingArguments, strategy: str, photos: int | None) -> None:
     """Set the epochs and the batch size that the number of train photos decides; None is a stream, which has many."""
-    args, chosen = run.training_args, []
     if args.num_train_epochs == BY_PHOTOS:
-        args.num_train_epochs = default_epochs(run.strategy, photos)
-        chosen.append(f"num_train_epochs={args.num_train_epochs}")
+        args.num_train_epochs = default_epochs(strategy, photos)
     if args.per_device_train_batch_size == BY_PHOTOS:
         args.per_device_train_batch_size = default_batch_size(photos)
-        chosen.append(f"per_device_train_batch_size={args.per_device_train_batch_size}")
-    if chosen:
-        say(f"settings by the number of train photos: {' '.join(chosen)}")
 
 
 def train(run: Run, trainer: ImageTrainer, splits: Splits, store: PixelStore) -> None:
     """Train, resuming from the last complete checkpoint if any; with `--cached_views` frozen layers run only once."""
-    views, augmentation = run.data_args.cached_views, run.data_args.augmentation
+    args, views, augmentation = trainer.args, run.data_args.cached_views, run.data_args.augmentation
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"at most {args.num_train_epochs:g} epochs"
+    say(f"training: {length}, {args.per_device_train_batch_size} photos per step and process")
     with frozen_prefix(trainer, splits, views, augmentation, store.limit):
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args, trainer.settings))
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(args, trainer.settings))
     say_whether_rising(trainer.state.log_history, trainer.state.num_train_epochs)

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from agritransfer.evaluation import plots
 from agritransfer.evaluation.plots import draw_confusion_matrix, draw_gallery, draw_reliability, draw_training_curves
 
 
@@ -42,6 +43,17 @@ def test_the_curves_need_only_the_log_of_the_trainer(tmp_path):
         log.append({"epoch": epoch, "step": 5 * epoch, "eval_loss": 1.0, "eval_accuracy": 0.5, "eval_macro_f1": 0.4})
     draw_training_curves(tmp_path / "curves.png", log, best_step=5)
     assert size_of(tmp_path / "curves.png")[0] > 900
+
+
+def test_penalties_are_labeled_with_numbers(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _path: figures.append(figure))
+    scores = {"loss": 1.0, "eval_loss": 1.0, "eval_accuracy": 0.5, "eval_macro_f1": 0.4}
+    log = [{"penalty": 10.0**power, "epoch": 1.0, "step": power + 6, **scores} for power in range(-5, 0)]
+    draw_training_curves(tmp_path / "curves.png", log, best_step=3)
+    figures[0].canvas.draw()
+    labels = [label.get_text() for axes in figures[0].axes for label in axes.get_xticklabels(which="both")]
+    assert {"0.0001", "0.001", "0.01", "0.1"} <= set(labels) and not any("$" in label for label in labels)
 
 
 def test_the_gallery_grows_with_its_pictures_and_says_when_there_is_none(tmp_path):
