@@ -47,7 +47,7 @@ def test_a_new_head_learns_ten_times_faster_than_the_pretrained_layers_unless_to
     [
         (FINETUNE, [], True),
         (FINETUNE, ["--no_head_first"], False),
-        # In the field, adapters did better with a head that starts at random.
+        # Adapters did no better with a fitted head (docs/strategies.md).
         (LORA, [], False),
         (LORA, ["--head_first"], True),
         (FINETUNE, ["--train_layers", "head"], False),
